@@ -1,0 +1,192 @@
+"""Configuration as checked, frozen values: YAML plus dotted `key=value` overrides, and errors that offer the nearest valid name.
+
+Every model and method declares its own config class beside its code; `run.py` puts them together. Units stand in the names
+(`_steps`, `_px`, `_fraction`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leanmask.errors import ConfigError, suggest
+
+
+class Frozen(BaseModel):
+    """Base of all configs: immutable, unknown keys are errors, descriptions end up in the configuration reference."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Frozen):
+    """Which images, and how they become the network's input."""
+
+    path: str = Field(
+        description="data set: a folder, or a YAML file naming annotation files and image folders"
+    )
+    train_split: str = Field("train", description="split to train on")
+    val_split: str = Field("val", description="split to evaluate on")
+    unlabelled: tuple[str, ...] = Field(
+        (), description="folders or COCO files of unlabelled images; annotations are never read"
+    )
+    unannotated: Literal["error", "negative", "unlabelled"] = Field(
+        "error",
+        description="what an image without annotations means: nothing is there (negative), nobody looked (unlabelled)",
+    )
+    exif: Literal["error", "apply", "ignore"] = Field(
+        "error", description="what to do with images that carry an EXIF rotation"
+    )
+    image_size: int = Field(
+        512, ge=32, multiple_of=32, description="side of the square network input, pixels"
+    )
+    workers: int = Field(2, ge=0, description="loader processes per training process")
+
+
+class AugmentConfig(Frozen):
+    """Geometry is shared by the weak and the strong view; photometric strength is not (reference: PL-DC, Unbiased Teacher)."""
+
+    flip_probability: float = Field(0.5, ge=0, le=1, description="horizontal mirror, both views")
+    scale_jitter: tuple[float, float] = Field(
+        (0.8, 1.25), description="range of the random scale, 1 = image fits the canvas"
+    )
+    strong: bool = Field(
+        True, description="photometric strong view for the student; False: it sees the weak view"
+    )
+    colour_probability: float = Field(0.8, ge=0, le=1, description="colour jitter")
+    brightness: float = Field(0.4, ge=0, description="colour jitter, factor 1 +- this")
+    contrast: float = Field(0.4, ge=0, description="colour jitter, factor 1 +- this")
+    saturation: float = Field(0.4, ge=0, description="colour jitter, factor 1 +- this")
+    hue: float = Field(0.1, ge=0, le=0.5, description="colour jitter, turns of the colour circle")
+    grey_probability: float = Field(0.2, ge=0, le=1, description="grey image")
+    blur_probability: float = Field(0.5, ge=0, le=1, description="Gaussian blur")
+    blur_radius_px: tuple[float, float] = Field((0.1, 2.0), description="range of the blur's radius")
+    erase: bool = Field(
+        False, description="three random erasings (areas and aspect ratios as PL-DC's code has them)"
+    )
+    copy_paste_probability: float = Field(
+        0, ge=0, le=1, description="paste objects with true masks from another image"
+    )
+
+
+class OptimConfig(Frozen):
+    """Optimiser and learning-rate schedule."""
+
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="peak learning rate")
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    step_fractions: tuple[float, ...] = Field(
+        (0.78, 0.93), description="schedule=step: where the rate drops to a tenth"
+    )
+    warmup_steps: int = Field(100, ge=0)
+    warmup_factor: float = Field(0.01, gt=0, le=1, description="rate at step 0, as a share of the peak")
+    backbone_lr_factor: float = Field(1.0, ge=0, description="0 freezes the backbone")
+    clip_norm: float | None = Field(5.0, description="largest gradient norm; null = no clipping")
+
+
+class TrainConfig(Frozen):
+    """Length, size and safety of a training run."""
+
+    steps: int = Field(3000, ge=1, description="student updates")
+    batch_size: int = Field(
+        8, ge=1, description="labelled images per update, over all processes and accumulation steps"
+    )
+    unlabelled_batch_size: int = Field(
+        0, ge=0, description="unlabelled images per update; used by methods that want them"
+    )
+    accumulate: int = Field(1, ge=1, description="gradient accumulation: forward passes per update")
+    seed: int = Field(0, ge=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    channels_last: bool = True
+    threads: int | None = Field(None, ge=1, description="CPU threads of a process; null = torch's choice")
+    deterministic: bool = Field(True, description="bit-for-bit repeatable on CPU; slower on GPUs, see docs")
+    eval_every_steps: int = Field(0, ge=0, description="0 = only at the end")
+    checkpoint_every_steps: int = Field(200, ge=1)
+    log_every_steps: int = Field(10, ge=1)
+    max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
+    trackers: tuple[str, ...] = Field((), description="further Accelerate trackers: wandb, mlflow, ...")
+
+
+class EvaluationConfig(Frozen):
+    """How a model is measured."""
+
+    batch_size: int = Field(8, ge=1)
+    score_floor: float = Field(
+        0.01, ge=0, le=1, description="predictions below are not written; fixed, never tuned"
+    )
+    max_detections: int | None = Field(
+        None, ge=1, description="per image; null = 100, raised for dense images and said so"
+    )
+    who: tuple[Literal["student", "teacher"], ...] = Field(
+        ("student", "teacher"), description="which networks to evaluate"
+    )
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping. Raises ConfigError when the file is missing, is not YAML or is not a mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, found {type(content).__name__}")
+    return content
+
+
+def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `settings` with dotted overrides such as `train.steps=500`; values are read as YAML."""
+    result = _copy(settings)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(
+                f"'{override}' is not an override; write dotted.key=value, for example train.steps=500"
+            )
+        *parents, leaf = key.strip().split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"'{key}': '{parent}' is a single value and has no parts")
+        try:
+            place[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            place[leaf] = text
+    return result
+
+
+def _copy(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, dict) else value for key, value in settings.items()}
+
+
+def explain(error: ValidationError, config: type[BaseModel], where: str = "") -> ConfigError:
+    """Turn pydantic's error into one sentence per mistake, with the nearest valid name for unknown keys."""
+    sentences = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        dotted = ".".join([where, *path] if where else path)
+        if problem["type"] == "extra_forbidden":
+            owner = _owner(config, path[:-1])
+            hint = suggest(path[-1], owner.model_fields) if owner else ""
+            sentences.append(f"unknown setting '{dotted}'{hint}")
+        elif problem["type"] == "missing":
+            sentences.append(f"setting '{dotted}' is missing")
+        else:
+            message = problem["msg"][:1].lower() + problem["msg"][1:]
+            sentences.append(f"setting '{dotted}' is {problem['input']!r}: {message}")
+    return ConfigError("; ".join(sentences))
+
+
+def _owner(config: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    owner: Any = config
+    for part in path:
+        field = getattr(owner, "model_fields", {}).get(part)
+        owner = field.annotation if field else None
+    return owner if isinstance(owner, type) and issubclass(owner, BaseModel) else None

@@ -1,0 +1,37 @@
+"""Every mistake a user can make, as an exception whose message is the whole answer: what was found, where, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LeanmaskError(Exception):
+    """A user's mistake or a broken input. The command line prints the message alone and exits with 2."""
+
+
+class ConfigError(LeanmaskError):
+    """An unknown key, a wrong value, or settings that contradict each other."""
+
+
+class DataError(LeanmaskError):
+    """An annotation file, image or data set that cannot be used as it is."""
+
+
+class CheckpointError(LeanmaskError):
+    """A checkpoint that is missing, truncated, of another version, or does not fit the model."""
+
+
+class RunError(LeanmaskError):
+    """A run folder that exists already, cannot be written, or cannot be resumed."""
+
+
+class TrainingStopped(LeanmaskError):
+    """Training ended itself (non-finite losses, collapse); the state up to then is saved and the message says where."""
+
+
+def suggest(found: str, allowed: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the nearest allowed name, or `"; allowed: a, b, c"` when none is near."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(found, names, n=1, cutoff=0.6)
+    return f"; did you mean '{near[0]}'?" if near else f"; allowed: {', '.join(names)}"

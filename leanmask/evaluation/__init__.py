@@ -1,0 +1,1 @@
+"""Measuring: COCO average precision and the quality of pseudo-labels."""

@@ -1,0 +1,1 @@
+"""Small pure functions that turn predictions and partial labels into training targets."""

@@ -1,0 +1,317 @@
+"""Masks without dense images: polygons and RLE in the image frame, crops and grids at box size in the network frame.
+
+Letters: N masks, h w rows and columns of one crop, H W rows and columns of an image. A `region` is (x0, y0, width, height) in whole
+pixels. RLE is COCO's: column-major runs, `{"size": [H, W], "counts": bytes}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from leanmask.errors import DataError
+from leanmask.geometry import FloatArray, Frame, transform_boxes, transform_points
+
+Rle = dict[str, Any]  # {"size": [H, W], "counts": bytes}
+Segmentation = list[FloatArray] | Rle  # polygons, each (vertices, 2) xy in pixels, or an RLE
+Region = tuple[int, int, int, int]  # x0, y0, width, height
+ByteArray = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """N masks as pixel crops of one canvas, flattened into a single tensor (ragged, nothing padded).
+
+    data: (sum of h*w,) uint8 0/1 for true masks, or float probabilities or weights. regions: (N, 4) int64 x0, y0, width, height; a mask
+    that does not exist has width = height = 0. Outside its region a mask is 0.
+    """
+
+    data: Tensor
+    regions: Tensor
+
+    def __len__(self) -> int:
+        return int(self.regions.shape[0])
+
+    def __getitem__(self, index: Tensor) -> Crops:
+        """The masks that a boolean (N,) or integer (M,) tensor selects."""
+        chosen = torch.arange(len(self))[index.cpu()].tolist()
+        crops = list(self)
+        return Crops.join([crops[i] for i in chosen], self.regions[index], like=self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Every crop as an (h, w) view of the data."""
+        sizes = self.regions[:, 2:].tolist()
+        parts = torch.split(self.data, [w * h for w, h in sizes]) if sizes else ()
+        return iter([part.view(h, w) for part, (w, h) in zip(parts, sizes, strict=True)])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Crops:
+        return Crops(
+            self.data.to(device, non_blocking=non_blocking),
+            self.regions.to(device, non_blocking=non_blocking),
+        )
+
+    @staticmethod
+    def join(crops: Sequence[Tensor], regions: Tensor, like: Tensor | None = None) -> Crops:
+        """Flatten (h, w) crops that lie at `regions` (N, 4); `like` gives type and device when there are none."""
+        if crops:
+            return Crops(torch.cat([crop.reshape(-1) for crop in crops]), regions)
+        empty = torch.zeros(0, dtype=torch.uint8) if like is None else like[:0]
+        return Crops(empty, regions)
+
+    @staticmethod
+    def none(count: int) -> Crops:
+        """`count` masks that do not exist."""
+        return Crops(torch.zeros(0, dtype=torch.uint8), torch.zeros(count, 4, dtype=torch.int64))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Crops]) -> Crops:
+        return Crops(torch.cat([part.data for part in parts]), torch.cat([part.regions for part in parts]))
+
+
+@dataclass(frozen=True, eq=False)
+class Grids:
+    """N masks as probabilities on a regular h x w grid over each box: values (N, h, w) in [0, 1], boxes (N, 4) xyxy in the network frame."""
+
+    values: Tensor
+    boxes: Tensor
+
+    def __len__(self) -> int:
+        return int(self.values.shape[0])
+
+    def __getitem__(self, index: Tensor) -> Grids:
+        return Grids(self.values[index], self.boxes[index])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Grids:
+        return Grids(
+            self.values.to(device, non_blocking=non_blocking),
+            self.boxes.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rles:
+    """N masks of one image as RLE, in the image frame."""
+
+    items: tuple[Rle, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Tensor) -> Rles:
+        return Rles(tuple(self.items[i] for i in torch.arange(len(self))[index.cpu()].tolist()))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Rles:
+        return self
+
+
+Masks = Crops | Grids | Rles
+
+
+def decode_counts(counts: bytes | str | Sequence[int]) -> npt.NDArray[np.int64]:
+    """Run lengths of an RLE, compressed (COCO's 6-bit text) or already a list; zeros first. Raises DataError when they are broken."""
+    if not isinstance(counts, bytes | str):
+        return np.asarray(counts, dtype=np.int64)
+    raw = (
+        np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8).astype(
+            np.int64
+        )
+        - 48
+    )
+    if raw.size == 0:
+        return raw
+    if raw.min() < 0 or raw.max() > 63 or raw[-1] & 0x20:
+        raise DataError(
+            "RLE counts hold characters that COCO's encoding does not have, or end in the middle of a number"
+        )
+    ends = np.flatnonzero((raw & 0x20) == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    position = np.arange(raw.size) - np.repeat(starts, ends - starts + 1)
+    numbers = np.add.reduceat((raw & 0x1F) << (5 * position), starts)
+    negative = (raw[ends] & 0x10) != 0
+    numbers[negative] -= 1 << (5 * (position[ends][negative] + 1))
+    # From the fourth number on, each is the difference to the one two places before it.
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def rle_crop(rle: Rle, region: Region) -> ByteArray:
+    """The (h, w) part of an RLE mask inside `region`, without decoding the whole image; outside the image it is 0."""
+    height, width = rle["size"]
+    x0, y0, w, h = region
+    out = np.zeros((h, w), dtype=np.uint8)
+    left, right, top, bottom = max(x0, 0), min(x0 + w, width), max(y0, 0), min(y0 + h, height)
+    if left >= right or top >= bottom:
+        return out
+    edges = np.cumsum(decode_counts(rle["counts"]))
+    first, last = left * height, right * height
+    clipped = np.clip(edges, first, last)
+    lengths = np.diff(np.concatenate([[first], clipped]))
+    values = (np.arange(len(lengths)) % 2).astype(np.uint8)
+    strip = np.zeros(last - first, dtype=np.uint8)
+    filled = np.repeat(values, lengths)
+    strip[: filled.size] = filled
+    columns = strip.reshape(right - left, height).T
+    out[top - y0 : bottom - y0, left - x0 : right - x0] = columns[top:bottom]
+    return out
+
+
+def polygon_crop(polygons: Sequence[FloatArray], region: Region) -> ByteArray:
+    """Rasterise polygons (each (V, 2) xy pixels), COCO's way, inside `region` only; parts are united."""
+    x0, y0, w, h = region
+    if w <= 0 or h <= 0:
+        return np.zeros((max(h, 0), max(w, 0)), dtype=np.uint8)
+    shifted = [(np.asarray(polygon) - (x0, y0)).reshape(-1).tolist() for polygon in polygons]
+    return np.asarray(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(shifted, h, w))), dtype=np.uint8)
+
+
+def segmentation_bounds(segmentation: Segmentation) -> tuple[float, float, float, float] | None:
+    """Tight xyxy bounds of a mask in the image frame, pixels; None when it is empty."""
+    if isinstance(segmentation, dict):
+        return _rle_bounds(segmentation)
+    if not segmentation:
+        return None
+    points = np.concatenate(segmentation)
+    (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def _rle_bounds(rle: Rle) -> tuple[float, float, float, float] | None:
+    height = int(rle["size"][0])
+    edges = np.cumsum(decode_counts(rle["counts"]))
+    starts, ends = edges[0::2], edges[1::2]
+    starts = starts[: len(ends)]
+    kept = ends > starts
+    if not kept.any():
+        return None
+    starts, ends = starts[kept], ends[kept] - 1
+    first, last = starts // height, ends // height
+    wraps = bool(
+        (first != last).any()
+    )  # a run over a column's end covers its last and the next one's first row
+    top = 0 if wraps else int((starts % height).min())
+    bottom = height if wraps else int((ends % height).max()) + 1
+    return float(first.min()), float(top), float(last.max() + 1), float(bottom)
+
+
+def network_crop(
+    segmentation: Segmentation, matrix: FloatArray, canvas_size: tuple[int, int]
+) -> tuple[ByteArray, Region]:
+    """Rasterise a mask of the image frame on the network's canvas, as a crop around its bounds.
+
+    matrix: (2, 3) axis-aligned, image to network frame. canvas_size: (H, W) pixels. Returns the (h, w) crop of 0/1 and its region;
+    (0, 0) in size when nothing of the mask lies on the canvas. Polygons are mapped exactly; RLE is resampled (antialiased, at 0.5).
+    """
+    nothing = np.zeros((0, 0), dtype=np.uint8), (0, 0, 0, 0)
+    bounds = segmentation_bounds(segmentation)
+    if bounds is None:
+        return nothing
+    box = transform_boxes(np.array([bounds]), matrix)[0]
+    region = _region_around(box, canvas_size)
+    if region is None:
+        return nothing
+    if isinstance(segmentation, dict):
+        crop = _resample_rle(segmentation, bounds, matrix, region)
+    else:
+        crop = polygon_crop([transform_points(polygon, matrix) for polygon in segmentation], region)
+    return (crop, region) if crop.any() else nothing
+
+
+def _region_around(box: FloatArray, canvas_size: tuple[int, int]) -> Region | None:
+    height, width = canvas_size
+    x0, y0 = max(int(np.floor(box[0])), 0), max(int(np.floor(box[1])), 0)
+    x1, y1 = min(int(np.ceil(box[2])), width), min(int(np.ceil(box[3])), height)
+    return (x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None
+
+
+def _resample_rle(
+    rle: Rle, bounds: tuple[float, float, float, float], matrix: FloatArray, region: Region
+) -> ByteArray:
+    pad = 2 + int(np.ceil(1 / min(abs(matrix[0, 0]), abs(matrix[1, 1]))))  # what antialiasing may look at
+    x0, y0 = int(bounds[0]) - pad, int(bounds[1]) - pad
+    w, h = int(bounds[2]) + pad - x0, int(bounds[3]) + pad - y0
+    source = rle_crop(rle, (x0, y0, w, h))
+    rx, ry, rw, rh = region
+    inverse_box = np.array([[rx, ry, rx + rw, ry + rh]], dtype=np.float64)
+    inverse = np.array(
+        [
+            [1 / matrix[0, 0], 0, -matrix[0, 2] / matrix[0, 0]],
+            [0, 1 / matrix[1, 1], -matrix[1, 2] / matrix[1, 1]],
+        ]
+    )
+    left, top, right, bottom = transform_boxes(inverse_box, inverse)[0] - (x0, y0, x0, y0)
+    picture = Image.fromarray(source * np.uint8(255))
+    box = (max(left, 0.0), max(top, 0.0), min(right, float(w)), min(bottom, float(h)))
+    crop = np.asarray(picture.resize((rw, rh), Image.Resampling.BILINEAR, box=box)) >= 128
+    return np.ascontiguousarray(crop[:, ::-1] if matrix[0, 0] < 0 else crop).astype(np.uint8)
+
+
+def encode_crop(crop: ByteArray, region: Region, size: tuple[int, int]) -> Rle:
+    """Compressed RLE of an image of `size` (H, W) that is 0 but for the (h, w) crop at `region`; parts outside the image are cut off."""
+    height, width = size
+    x0, y0, w, h = region
+    left, right, top, bottom = max(x0, 0), min(x0 + w, width), max(y0, 0), min(y0 + h, height)
+    if left >= right or top >= bottom:
+        counts = [height * width]
+    else:
+        strip = np.zeros(
+            (right - left, height), dtype=np.uint8
+        )  # column-major: one row here is one column there
+        strip[:, top:bottom] = crop[top - y0 : bottom - y0, left - x0 : right - x0].T != 0
+        edges = np.flatnonzero(np.diff(strip.reshape(-1), prepend=0, append=0)) + left * height
+        counts = np.diff(np.concatenate([[0], edges, [height * width]])).tolist()
+        if len(edges) and edges[-1] == height * width:
+            counts.pop()
+    return dict(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+
+
+def to_rles(masks: Masks, frame: Frame, threshold: float = 0.5) -> Iterator[Rle]:
+    """Binary masks of the image frame, one by one, so that memory never holds more than one.
+
+    Grids are pasted the way torchvision does it (one cell of zero padding, bilinear, box rounded down to whole pixels).
+    """
+    if isinstance(masks, Rles):
+        yield from masks.items
+        return
+    mirrored = frame.flip_width is not None
+    if isinstance(masks, Grids):
+        boxes = transform_boxes(masks.boxes.double().cpu().numpy(), frame.inverse)
+        for grid, box in zip(masks.values.float().cpu(), boxes, strict=True):
+            crop, region = _paste(grid.flip(1) if mirrored else grid, box, threshold)
+            yield encode_crop(crop, region, frame.image_size)
+        return
+    for part, (x, y, w, h) in zip(masks, masks.regions.tolist(), strict=True):
+        box = transform_boxes(np.array([[x, y, x + w, y + h]], dtype=np.float64), frame.inverse)[0]
+        x0, y0, x1, y1 = (round(float(edge)) for edge in box)
+        x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+        if part.numel() == 0:
+            yield encode_crop(np.zeros((0, 0), dtype=np.uint8), (0, 0, 0, 0), frame.image_size)
+            continue
+        values = (part.flip(1) if mirrored else part).float().cpu()
+        yield encode_crop(
+            _resize(values, (y1 - y0, x1 - x0), threshold), (x0, y0, x1 - x0, y1 - y0), frame.image_size
+        )
+
+
+def _paste(grid: Tensor, box: FloatArray, threshold: float) -> tuple[ByteArray, Region]:
+    cells = grid.shape[-1]
+    padded = F.pad(grid, (1, 1, 1, 1))
+    centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * ((cells + 2) / cells)
+    x0, y0 = (int(edge) for edge in centre - half)  # towards zero, as torchvision does
+    x1, y1 = (int(edge) for edge in centre + half)
+    w, h = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
+    return _resize(padded, (h, w), threshold), (x0, y0, w, h)
+
+
+def _resize(values: Tensor, size: tuple[int, int], threshold: float) -> ByteArray:
+    resized = F.interpolate(values[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+    return (resized > threshold).numpy().astype(np.uint8)

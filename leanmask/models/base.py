@@ -1,0 +1,53 @@
+"""What a model promises. Methods use these three verbs and never look inside a model; a model never knows a method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from leanmask.records import Instances, MaskPredictions, Proposals, Target
+
+
+class Model(nn.Module, ABC):
+    """An instance-segmentation network. Images are (B, 3, H, W) float32 RGB in [0, 1]; normalisation is the model's own work."""
+
+    num_classes: int
+
+    @abstractmethod
+    def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[dict[str, Tensor], MaskPredictions]:
+        """Named scalar losses that honour partial targets, and what the mask branch said for the matched proposals.
+
+        Objects without a mask give no mask loss; an object's weight scales all its losses; weight 0, ignore regions and unlabelled
+        places of images that are not exhaustive give none and are never background. Every parameter takes part in some loss (with
+        factor 0 when there is nothing to learn), so that data-parallel training does not hang. Losses are normalised by counts over
+        all processes.
+        """
+
+    @abstractmethod
+    def predict(
+        self, images: Tensor, content: Sequence[tuple[float, float, float, float]] | None = None
+    ) -> list[Instances]:
+        """Everything above the fixed low floor, best first, in the network frame, class probabilities kept.
+
+        content: xyxy part of each canvas that the image covers (`Frame.content_box`); boxes are clipped to it.
+        """
+
+    @abstractmethod
+    def predict_masks(self, images: Tensor, proposals: Proposals) -> MaskPredictions:
+        """Masks for given boxes (or locations, or points): teacher-student matching, self-training from human boxes, point prompts.
+
+        Returns one mask per proposal, in the order of the proposals.
+        """
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The parameters that `optim.backbone_lr_factor` applies to."""
+        return []
+
+
+def finite_zero(module: nn.Module) -> Tensor:
+    """A zero that depends on every trainable parameter: no gradient, but data-parallel training sees them all used."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return torch.stack([p.sum() for p in parameters]).sum() * 0.0 if parameters else torch.zeros(())
