@@ -1,7 +1,8 @@
-"""Configuration as checked, frozen values: YAML plus dotted `key=value` overrides, and errors that offer the nearest valid name.
+"""Configuration as checked, frozen values: YAML plus dotted `key=value` overrides, and errors that offer the nearest
+valid name.
 
-Every model and method declares its own config class beside its code; `run.py` puts them together. Units stand in the names
-(`_steps`, `_px`, `_fraction`).
+Every model and method declares its own config class beside its code; `run.py` puts them together. Units stand in the
+names (`_steps`, `_px`, `_fraction`).
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ class Frozen(BaseModel):
 class DataConfig(Frozen):
     """Which images, and how they become the network's input."""
 
-    path: str = Field(
-        description="data set: a folder, or a YAML file naming annotation files and image folders"
-    )
+    path: str = Field(description="data set: a folder, or a YAML file naming annotation files and image folders")
     train_split: str = Field("train", description="split to train on")
     val_split: str = Field("val", description="split to evaluate on")
     unlabelled: tuple[str, ...] = Field(
@@ -40,22 +39,20 @@ class DataConfig(Frozen):
     exif: Literal["error", "apply", "ignore"] = Field(
         "error", description="what to do with images that carry an EXIF rotation"
     )
-    image_size: int = Field(
-        512, ge=32, multiple_of=32, description="side of the square network input, pixels"
-    )
+    image_size: int = Field(512, ge=32, multiple_of=32, description="side of the square network input, pixels")
     workers: int = Field(2, ge=0, description="loader processes per training process")
 
 
 class AugmentConfig(Frozen):
-    """Geometry is shared by the weak and the strong view; photometric strength is not (reference: PL-DC, Unbiased Teacher)."""
+    """Geometry is shared by the weak and the strong view; photometric strength is not (reference: PL-DC, Unbiased
+    Teacher).
+    """
 
     flip_probability: float = Field(0.5, ge=0, le=1, description="horizontal mirror, both views")
     scale_jitter: tuple[float, float] = Field(
         (0.8, 1.25), description="range of the random scale, 1 = image fits the canvas"
     )
-    strong: bool = Field(
-        True, description="photometric strong view for the student; False: it sees the weak view"
-    )
+    strong: bool = Field(True, description="photometric strong view for the student; False: it sees the weak view")
     colour_probability: float = Field(0.8, ge=0, le=1, description="colour jitter")
     brightness: float = Field(0.4, ge=0, description="colour jitter, factor 1 +- this")
     contrast: float = Field(0.4, ge=0, description="colour jitter, factor 1 +- this")
@@ -64,12 +61,8 @@ class AugmentConfig(Frozen):
     grey_probability: float = Field(0.2, ge=0, le=1, description="grey image")
     blur_probability: float = Field(0.5, ge=0, le=1, description="Gaussian blur")
     blur_radius_px: tuple[float, float] = Field((0.1, 2.0), description="range of the blur's radius")
-    erase: bool = Field(
-        False, description="three random erasings (areas and aspect ratios as PL-DC's code has them)"
-    )
-    copy_paste_probability: float = Field(
-        0, ge=0, le=1, description="paste objects with true masks from another image"
-    )
+    erase: bool = Field(False, description="three random erasings (areas and aspect ratios as PL-DC's code has them)")
+    copy_paste_probability: float = Field(0, ge=0, le=1, description="paste objects with true masks from another image")
 
 
 class OptimConfig(Frozen):
@@ -116,9 +109,7 @@ class EvaluationConfig(Frozen):
     """How a model is measured."""
 
     batch_size: int = Field(8, ge=1)
-    score_floor: float = Field(
-        0.01, ge=0, le=1, description="predictions below are not written; fixed, never tuned"
-    )
+    score_floor: float = Field(0.01, ge=0, le=1, description="predictions below are not written; fixed, never tuned")
     max_detections: int | None = Field(
         None, ge=1, description="per image; null = 100, raised for dense images and said so"
     )
@@ -146,9 +137,7 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise ConfigError(
-                f"'{override}' is not an override; write dotted.key=value, for example train.steps=500"
-            )
+            raise ConfigError(f"'{override}' is not an override; write dotted.key=value, for example train.steps=500")
         *parents, leaf = key.strip().split(".")
         place = result
         for parent in parents:

@@ -1,4 +1,6 @@
-"""Every mistake a user can make, as an exception whose message is the whole answer: what was found, where, what is allowed."""
+"""Every mistake a user can make, as an exception whose message is the whole answer: what was found, where, what is
+allowed.
+"""
 
 from __future__ import annotations
 

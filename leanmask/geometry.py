@@ -1,8 +1,8 @@
 """Boxes and the one affine matrix between an image and the network's input.
 
-Frames. *Image frame*: pixels of the image as the user's file describes it. *Network frame*: pixels of the canvas that the network
-sees. In both, coordinates are continuous, x to the right, y down, and pixel (i, j) covers [j, j+1) x [i, i+1), so its centre is
-(j + 0.5, i + 0.5). Letters: N boxes, P points.
+Frames. *Image frame*: pixels of the image as the user's file describes it. *Network frame*: pixels of the canvas that
+the network sees. In both, coordinates are continuous, x to the right, y down, and pixel (i, j) covers [j, j+1) x [i,
+i+1), so its centre is (j + 0.5, i + 0.5). Letters: N boxes, P points.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FloatArray = npt.NDArray[np.float64]
 class Frame:
     """How one image lies on the network's canvas: scale and shift per axis, and an optional mirror.
 
-    A point (x, y) of the image frame lies at (scale_x * x + shift_x, scale_y * y + shift_y) before the mirror; the mirror maps x to
-    `flip_width - x`. All numbers are pixels.
+    A point (x, y) of the image frame lies at (scale_x * x + shift_x, scale_y * y + shift_y) before the mirror; the
+    mirror maps x to `flip_width - x`. All numbers are pixels.
     """
 
     image_size: tuple[int, int]  # (height, width) of the image, pixels
@@ -60,7 +60,9 @@ def transform_points(points_xy: FloatArray, matrix: FloatArray) -> FloatArray:
 
 
 def transform_boxes(boxes_xyxy: FloatArray, matrix: FloatArray) -> FloatArray:
-    """Map (N, 4) xyxy boxes with an axis-aligned (2, 3) affine matrix; mirrored corners are put back in order. NaN rows stay NaN."""
+    """Map (N, 4) xyxy boxes with an axis-aligned (2, 3) affine matrix; mirrored corners are put back in order. NaN rows
+    stay NaN.
+    """
     corners = transform_points(np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 2, 2), matrix)
     return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
 

@@ -1,7 +1,7 @@
 """Masks without dense images: polygons and RLE in the image frame, crops and grids at box size in the network frame.
 
-Letters: N masks, h w rows and columns of one crop, H W rows and columns of an image. A `region` is (x0, y0, width, height) in whole
-pixels. RLE is COCO's: column-major runs, `{"size": [H, W], "counts": bytes}`.
+Letters: N masks, h w rows and columns of one crop, H W rows and columns of an image. A `region` is (x0, y0, width,
+height) in whole pixels. RLE is COCO's: column-major runs, `{"size": [H, W], "counts": bytes}`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ByteArray = npt.NDArray[np.uint8]
 class Crops:
     """N masks as pixel crops of one canvas, flattened into a single tensor (ragged, nothing padded).
 
-    data: (sum of h*w,) uint8 0/1 for true masks, or float probabilities or weights. regions: (N, 4) int64 x0, y0, width, height; a mask
-    that does not exist has width = height = 0. Outside its region a mask is 0.
+    data: (sum of h*w,) uint8 0/1 for true masks, or float probabilities or weights. regions: (N, 4) int64 x0, y0,
+    width, height; a mask that does not exist has width = height = 0. Outside its region a mask is 0.
     """
 
     data: Tensor
@@ -79,7 +79,9 @@ class Crops:
 
 @dataclass(frozen=True, eq=False)
 class Grids:
-    """N masks as probabilities on a regular h x w grid over each box: values (N, h, w) in [0, 1], boxes (N, 4) xyxy in the network frame."""
+    """N masks as probabilities on a regular h x w grid over each box: values (N, h, w) in [0, 1], boxes (N, 4) xyxy in
+    the network frame.
+    """
 
     values: Tensor
     boxes: Tensor
@@ -117,13 +119,13 @@ Masks = Crops | Grids | Rles
 
 
 def decode_counts(counts: bytes | str | Sequence[int]) -> npt.NDArray[np.int64]:
-    """Run lengths of an RLE, compressed (COCO's 6-bit text) or already a list; zeros first. Raises DataError when they are broken."""
+    """Run lengths of an RLE, compressed (COCO's 6-bit text) or already a list; zeros first. Raises DataError when they
+    are broken.
+    """
     if not isinstance(counts, bytes | str):
         return np.asarray(counts, dtype=np.int64)
     raw = (
-        np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8).astype(
-            np.int64
-        )
+        np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64)
         - 48
     )
     if raw.size == 0:
@@ -195,9 +197,7 @@ def _rle_bounds(rle: Rle) -> tuple[float, float, float, float] | None:
         return None
     starts, ends = starts[kept], ends[kept] - 1
     first, last = starts // height, ends // height
-    wraps = bool(
-        (first != last).any()
-    )  # a run over a column's end covers its last and the next one's first row
+    wraps = bool((first != last).any())  # a run over a column's end covers its last and the next one's first row
     top = 0 if wraps else int((starts % height).min())
     bottom = height if wraps else int((ends % height).max()) + 1
     return float(first.min()), float(top), float(last.max() + 1), float(bottom)
@@ -208,8 +208,9 @@ def network_crop(
 ) -> tuple[ByteArray, Region]:
     """Rasterise a mask of the image frame on the network's canvas, as a crop around its bounds.
 
-    matrix: (2, 3) axis-aligned, image to network frame. canvas_size: (H, W) pixels. Returns the (h, w) crop of 0/1 and its region;
-    (0, 0) in size when nothing of the mask lies on the canvas. Polygons are mapped exactly; RLE is resampled (antialiased, at 0.5).
+    matrix: (2, 3) axis-aligned, image to network frame. canvas_size: (H, W) pixels. Returns the (h, w) crop of 0/1 and
+    its region; (0, 0) in size when nothing of the mask lies on the canvas. Polygons are mapped exactly; RLE is
+    resampled (antialiased, at 0.5).
     """
     nothing = np.zeros((0, 0), dtype=np.uint8), (0, 0, 0, 0)
     bounds = segmentation_bounds(segmentation)
@@ -233,9 +234,7 @@ def _region_around(box: FloatArray, canvas_size: tuple[int, int]) -> Region | No
     return (x0, y0, x1 - x0, y1 - y0) if x1 > x0 and y1 > y0 else None
 
 
-def _resample_rle(
-    rle: Rle, bounds: tuple[float, float, float, float], matrix: FloatArray, region: Region
-) -> ByteArray:
+def _resample_rle(rle: Rle, bounds: tuple[float, float, float, float], matrix: FloatArray, region: Region) -> ByteArray:
     pad = 2 + int(np.ceil(1 / min(abs(matrix[0, 0]), abs(matrix[1, 1]))))  # what antialiasing may look at
     x0, y0 = int(bounds[0]) - pad, int(bounds[1]) - pad
     w, h = int(bounds[2]) + pad - x0, int(bounds[3]) + pad - y0
@@ -256,16 +255,16 @@ def _resample_rle(
 
 
 def encode_crop(crop: ByteArray, region: Region, size: tuple[int, int]) -> Rle:
-    """Compressed RLE of an image of `size` (H, W) that is 0 but for the (h, w) crop at `region`; parts outside the image are cut off."""
+    """Compressed RLE of an image of `size` (H, W) that is 0 but for the (h, w) crop at `region`; parts outside the
+    image are cut off.
+    """
     height, width = size
     x0, y0, w, h = region
     left, right, top, bottom = max(x0, 0), min(x0 + w, width), max(y0, 0), min(y0 + h, height)
     if left >= right or top >= bottom:
         counts = [height * width]
     else:
-        strip = np.zeros(
-            (right - left, height), dtype=np.uint8
-        )  # column-major: one row here is one column there
+        strip = np.zeros((right - left, height), dtype=np.uint8)  # column-major: one row here is one column there
         strip[:, top:bottom] = crop[top - y0 : bottom - y0, left - x0 : right - x0].T != 0
         edges = np.flatnonzero(np.diff(strip.reshape(-1), prepend=0, append=0)) + left * height
         counts = np.diff(np.concatenate([[0], edges, [height * width]])).tolist()
@@ -297,9 +296,7 @@ def to_rles(masks: Masks, frame: Frame, threshold: float = 0.5) -> Iterator[Rle]
             yield encode_crop(np.zeros((0, 0), dtype=np.uint8), (0, 0, 0, 0), frame.image_size)
             continue
         values = (part.flip(1) if mirrored else part).float().cpu()
-        yield encode_crop(
-            _resize(values, (y1 - y0, x1 - x0), threshold), (x0, y0, x1 - x0, y1 - y0), frame.image_size
-        )
+        yield encode_crop(_resize(values, (y1 - y0, x1 - x0), threshold), (x0, y0, x1 - x0, y1 - y0), frame.image_size)
 
 
 def _paste(grid: Tensor, box: FloatArray, threshold: float) -> tuple[ByteArray, Region]:

@@ -1,8 +1,8 @@
 """The nouns every room shares: the instances of an image, a target, what a mask branch said, and a batch.
 
-Records are frozen: changing one makes a new one, and a misspelt field fails. Letters: N objects, K proposals, C categories,
-P points, B images, H W rows and columns of the network's canvas. Unless said otherwise coordinates are in the network frame
-(see geometry.py), boxes are xyxy in pixels.
+Records are frozen: changing one makes a new one, and a misspelt field fails. Letters: N objects, K proposals, C
+categories, P points, B images, H W rows and columns of the network's canvas. Unless said otherwise coordinates are in
+the network frame (see geometry.py), boxes are xyxy in pixels.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Supervision(IntEnum):
 class Instances:
     """The objects of one image: fields of equal length N.
 
-    boxes: (N, 4) float32 xyxy, a row of NaN where unknown. categories: (N,) int64 contiguous class index. supervision: (N,) int64
-    `Supervision`. weights: (N,) float32 trust in [0, 1]; 0 takes the object out of every loss without making it background.
-    scores: (N,) confidence of predictions. class_probabilities: (N, C) soft classes. masks: see masks.py. points: (N, P, 2) xy,
-    point_labels: (N, P) int64, 1 object, 0 background, -1 ignore. ids: (N,) int64 annotation ids of the user's file.
-    provenance: N strings, "human" or what produced the object.
+    boxes: (N, 4) float32 xyxy, a row of NaN where unknown. categories: (N,) int64 contiguous class index. supervision:
+    (N,) int64 `Supervision`. weights: (N,) float32 trust in [0, 1]; 0 takes the object out of every loss without making
+    it background. scores: (N,) confidence of predictions. class_probabilities: (N, C) soft classes. masks: see
+    masks.py. points: (N, P, 2) xy, point_labels: (N, P) int64, 1 object, 0 background, -1 ignore. ids: (N,) int64
+    annotation ids of the user's file. provenance: N strings, "human" or what produced the object.
     """
 
     boxes: Tensor
@@ -53,11 +53,7 @@ class Instances:
     provenance: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        lengths = {
-            f.name: len(value)
-            for f in dataclasses.fields(self)
-            if (value := getattr(self, f.name)) is not None
-        }
+        lengths = {f.name: len(value) for f in dataclasses.fields(self) if (value := getattr(self, f.name)) is not None}
         assert len(set(lengths.values())) == 1, f"fields of different length: {lengths}"
 
     def __len__(self) -> int:
@@ -77,17 +73,11 @@ class Instances:
         return dataclasses.replace(self, **fields)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Instances:
-        moved = {
-            n: v.to(device, non_blocking=non_blocking) for n, v in self._present() if not isinstance(v, tuple)
-        }
+        moved = {n: v.to(device, non_blocking=non_blocking) for n, v in self._present() if not isinstance(v, tuple)}
         return dataclasses.replace(self, **moved)
 
     def _present(self) -> list[tuple[str, Any]]:
-        return [
-            (f.name, getattr(self, f.name))
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) is not None
-        ]
+        return [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
 
     @property
     def has_mask(self) -> Tensor:
@@ -109,10 +99,10 @@ class Instances:
 class Target:
     """What a model may learn from one image, in the frame of the network's input.
 
-    instances: the labelled (or pseudo-labelled) objects, with `masks` as Crops. exhaustive: everything that is not labelled is
-    background; when False, unlabelled places are unknown and give no negatives. ignore: (R, 4) xyxy boxes of crowds and other
-    regions that are neither object nor background. pixel_weights: one float crop per object at the same regions as its mask, weight
-    of each pixel in the mask loss; None = 1 everywhere.
+    instances: the labelled (or pseudo-labelled) objects, with `masks` as Crops. exhaustive: everything that is not
+    labelled is background; when False, unlabelled places are unknown and give no negatives. ignore: (R, 4) xyxy boxes
+    of crowds and other regions that are neither object nor background. pixel_weights: one float crop per object at the
+    same regions as its mask, weight of each pixel in the mask loss; None = 1 everywhere.
     """
 
     instances: Instances
@@ -133,9 +123,9 @@ class Target:
 class MaskPredictions:
     """What a model's mask branch said for K proposals. The shared mask loss and MaskBooster work on this record alone.
 
-    image_index: (K,) int64 which image of the batch. boxes: (K, 4) xyxy region that the h x w grid covers. object_index: (K,) int64
-    the matched object among `targets[image_index].instances`, -1 when there is none. categories: (K,) int64 class of that object.
-    logits: (K, C, h, w), or (K, 1, h, w) from a class-agnostic branch.
+    image_index: (K,) int64 which image of the batch. boxes: (K, 4) xyxy region that the h x w grid covers.
+    object_index: (K,) int64 the matched object among `targets[image_index].instances`, -1 when there is none.
+    categories: (K,) int64 class of that object. logits: (K, C, h, w), or (K, 1, h, w) from a class-agnostic branch.
     """
 
     image_index: Tensor
@@ -164,7 +154,9 @@ class MaskPredictions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Proposals:
-    """Where masks are asked for: K boxes, with the image they are in, the object they belong to (-1 = none) and its class."""
+    """Where masks are asked for: K boxes, with the image they are in, the object they belong to (-1 = none) and its
+    class.
+    """
 
     image_index: Tensor
     boxes: Tensor
@@ -174,12 +166,13 @@ class Proposals:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Views:
-    """B images in a weak and a strong view that share one geometry, so that teacher output is student target with no warping.
+    """B images in a weak and a strong view that share one geometry, so that teacher output is student target with no
+    warping.
 
-    weak, strong: (B, 3, H, W) float32 RGB in [0, 1]; strong is the same tensor as weak where no strong view was asked for.
-    targets: B targets (without any objects for unlabelled images). frames: how each image lies on the canvas. image_ids: the
-    user's ids. files: paths, to name images in messages. skipped: files that could not be read and were replaced by the next
-    image of the stream.
+    weak, strong: (B, 3, H, W) float32 RGB in [0, 1]; strong is the same tensor as weak where no strong view was asked
+    for. targets: B targets (without any objects for unlabelled images). frames: how each image lies on the canvas.
+    image_ids: the user's ids. files: paths, to name images in messages. skipped: files that could not be read and were
+    replaced by the next image of the stream.
     """
 
     weak: Tensor

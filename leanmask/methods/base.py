@@ -1,4 +1,6 @@
-"""What a method promises: one function from (student, teacher, batch, step) to named losses, written like its paper's figure."""
+"""What a method promises: one function from (student, teacher, batch, step) to named losses, written like its paper's
+figure.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ class Method(ABC):
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances] | None:
         """What the teacher would tell the student about these images now, to be measured against hidden truth.
 
-        One Instances per image with masks and scores, `ids` naming the labelled objects they belong to where there are such.
-        None when the method makes no pseudo-labels.
+        One Instances per image with masks and scores, `ids` naming the labelled objects they belong to where there are
+        such. None when the method makes no pseudo-labels.
         """
         return None

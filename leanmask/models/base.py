@@ -12,7 +12,9 @@ from leanmask.records import Instances, MaskPredictions, Proposals, Target
 
 
 class Model(nn.Module, ABC):
-    """An instance-segmentation network. Images are (B, 3, H, W) float32 RGB in [0, 1]; normalisation is the model's own work."""
+    """An instance-segmentation network. Images are (B, 3, H, W) float32 RGB in [0, 1]; normalisation is the model's own
+    work.
+    """
 
     num_classes: int
 
@@ -20,10 +22,10 @@ class Model(nn.Module, ABC):
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[dict[str, Tensor], MaskPredictions]:
         """Named scalar losses that honour partial targets, and what the mask branch said for the matched proposals.
 
-        Objects without a mask give no mask loss; an object's weight scales all its losses; weight 0, ignore regions and unlabelled
-        places of images that are not exhaustive give none and are never background. Every parameter takes part in some loss (with
-        factor 0 when there is nothing to learn), so that data-parallel training does not hang. Losses are normalised by counts over
-        all processes.
+        Objects without a mask give no mask loss; an object's weight scales all its losses; weight 0, ignore regions and
+        unlabelled places of images that are not exhaustive give none and are never background. Every parameter takes
+        part in some loss (with factor 0 when there is nothing to learn), so that data-parallel training does not hang.
+        Losses are normalised by counts over all processes.
         """
 
     @abstractmethod
@@ -37,7 +39,8 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def predict_masks(self, images: Tensor, proposals: Proposals) -> MaskPredictions:
-        """Masks for given boxes (or locations, or points): teacher-student matching, self-training from human boxes, point prompts.
+        """Masks for given boxes (or locations, or points): teacher-student matching, self-training from human boxes,
+        point prompts.
 
         Returns one mask per proposal, in the order of the proposals.
         """
