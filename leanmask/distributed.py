@@ -20,3 +20,12 @@ def global_count(count: Tensor) -> Tensor:
         dist.all_reduce(result, op=dist.ReduceOp.SUM)
         result /= dist.get_world_size()
     return result
+
+
+def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
+    """This process's share of a mean over all processes: its sum of losses over the global count; 0 where there is nothing.
+
+    Collective, as `global_count`. The counts are whole numbers, so the floor below only guards the division of 0 by 0.
+    """
+    shared = global_count(torch.as_tensor(count, dtype=torch.float32, device=total.device))
+    return total / shared.clamp(min=1e-6)

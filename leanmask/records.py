@@ -137,6 +137,11 @@ class MaskPredictions:
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
 
+    def __getitem__(self, index: Tensor) -> MaskPredictions:
+        """The predictions that a boolean (K,) or integer (M,) tensor selects."""
+        fields = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)}
+        return MaskPredictions(**fields)
+
     def of_category(self) -> Tensor:
         """(K, h, w) logits of each proposal's own class (of the only channel where the branch is class-agnostic)."""
         if self.logits.shape[1] == 1:

@@ -1,6 +1,4 @@
-"""What a method promises: one function from (student, teacher, batch, step) to named losses, written like its paper's
-figure.
-"""
+"""What a method promises: one function from (student, teacher, batch, step) to named losses, like its paper's figure."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from leanmask.config import Frozen
@@ -15,36 +14,50 @@ from leanmask.models.base import Model
 from leanmask.records import Batch, Instances, Views
 
 
+class EmaConfig(Frozen):
+    """How the teacher follows the student; part of every method's config."""
+
+    ema_keep: float = Field(
+        0.999, ge=0, lt=1, description="share of the teacher kept at each update (0.999: MaskBooster)"
+    )
+    ema_warmup_steps: float = Field(
+        10, ge=1, description="the teacher forgets its random start: keep at most (1 + step) / (this + step)"
+    )
+
+
 @dataclass(frozen=True)
 class StepLosses:
-    """One step's outcome. losses: named scalars that the trainer adds up. counts: detached numbers for the journal
-    (pseudo objects per image, teacher score, ramp, ...)."""
+    """One step's outcome.
+
+    losses: named scalars that the trainer adds up. counts: detached numbers for the journal (pseudo objects per image, ramp, ...).
+    """
 
     losses: dict[str, Tensor]
     counts: dict[str, Tensor | float] = field(default_factory=dict)
 
 
 class Method(ABC):
-    """A label-efficient way of training. Has no parameters of its own unless it says so; never looks inside a model."""
+    """A label-efficient way of training. Has no parameters of its own; never looks inside a model."""
 
-    Config: ClassVar[type[Frozen]]
+    Config: ClassVar[type[EmaConfig]]
     uses_unlabelled: ClassVar[bool] = False
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, config: EmaConfig, total_steps: int) -> None:
+        self.config = config
         self.total_steps = total_steps
 
     @abstractmethod
     def losses(self, student: Model, teacher: Model, batch: Batch, step: int) -> StepLosses:
         """The losses of student update number `step` (from 0). The teacher is in eval mode and takes no gradient."""
 
-    @abstractmethod
     def momentum(self, step: int) -> float:
-        """Share of the teacher that is kept after update `step`; 0 makes it a copy of the student."""
+        """Share of the teacher that is kept after update `step` (from 0); 0 would make it a copy of the student."""
+        return min(self.config.ema_keep, (1 + step) / (self.config.ema_warmup_steps + step))
 
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances] | None:
         """What the teacher would tell the student about these images now, to be measured against hidden truth.
 
-        One Instances per image with masks and scores, `ids` naming the labelled objects they belong to where there are
-        such. None when the method makes no pseudo-labels.
+        One Instances per image with masks and scores; `ids` name the labelled objects they belong to where there are such. None when
+        the method makes no pseudo-labels.
         """
         return None

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanmask.distributed import global_mean
 from leanmask.records import Instances, MaskPredictions, Proposals, Target
 
 
@@ -45,6 +47,14 @@ class Model(nn.Module, ABC):
         Returns one mask per proposal, in the order of the proposals.
         """
 
+    def mask_loss(self, predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
+        """The model's own mask loss for K predictions against given target grids, such as pseudo-masks.
+
+        masks: (K, h, w) target probabilities on the predictions' grids. weights: (K,) or (K, h, w) trust. Weighted mean over
+        proposals (and cells), over all processes.
+        """
+        return grid_loss(predictions, masks, weights)
+
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that `optim.backbone_lr_factor` applies to."""
         return []
@@ -54,3 +64,12 @@ def finite_zero(module: nn.Module) -> Tensor:
     """A zero that depends on every trainable parameter: no gradient, but data-parallel training sees them all used."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return torch.stack([p.sum() for p in parameters]).sum() * 0.0 if parameters else torch.zeros(())
+
+
+def grid_loss(predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
+    """Binary cross-entropy of each proposal's own class channel: mean over cells, weighted mean over proposals of all processes."""
+    per_cell = F.binary_cross_entropy_with_logits(predictions.of_category().float(), masks.float(), reduction="none")
+    if weights.dim() == 1:
+        weights = weights[:, None, None]
+    total = (per_cell * weights).mean(dim=(1, 2)).sum()
+    return global_mean(total, len(predictions))

@@ -1,0 +1,145 @@
+"""MaskBooster: a few masks among many boxes (AAAI 2023, Eq. 1-13), a wrapper around any model with class-aware masks.
+
+    weak view   -> teacher --(the student's own positive proposals: T-S matching)--> mask logits
+                                                          |-> sliced, thresholded, cut at the given box: binary pseudo-masks
+                                                          |-> softmax over classes: soft pseudo-masks
+    strong view -> student -> losses of boxes and given masks  +  r(t) * (lambda_h * binary loss + lambda_s * soft loss)
+    teacher <- EMA of the student
+
+Every part is a setting, which makes the ablation table: `binary_weight=0`, `soft_weight=0`, `box_prior=false`,
+`augment.strong=false`, `ema_keep=0`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from leanmask.distributed import global_mean
+from leanmask.labels.boxes import box_prior
+from leanmask.labels.masks import binary_masks, class_divergence
+from leanmask.labels.weigh import cosine_ramp
+from leanmask.masks import Grids
+from leanmask.methods.base import EmaConfig, Method, StepLosses
+from leanmask.models.base import Model
+from leanmask.records import Batch, Instances, MaskPredictions, Proposals, Target, Views
+
+
+class MaskBoosterConfig(EmaConfig):
+    """Pseudo-masks for objects that have only a box."""
+
+    name: Literal["maskbooster"] = "maskbooster"
+    binary_weight: float = Field(
+        1.0, ge=0, description="lambda_h; the paper takes 0.2 where masks are rarest (COCO 0.1 %)"
+    )
+    soft_weight: float = Field(
+        1.0, ge=0, description="lambda_s; the paper takes 10, with a mean over cells that it leaves open"
+    )
+    temperature: float = Field(1.0, gt=0, description="T of the soft pseudo-masks; not given in the paper")
+    box_prior: bool = Field(True, description="cut binary pseudo-masks at the given box")
+    threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a cell of a pseudo-mask is object")
+    start_fraction: float = Field(0.0, ge=0, lt=1, description="share of the training before the ramp begins")
+    ramp_fraction: float = Field(0.4, ge=0, le=1, description="length of the ramp r(t), as a share of the training")
+
+
+class MaskBooster(Method):
+    """Online self-training of the mask branch with an EMA teacher."""
+
+    Config = MaskBoosterConfig
+    config: MaskBoosterConfig
+
+    def losses(self, student: Model, teacher: Model, batch: Batch, step: int) -> StepLosses:
+        views = batch.labelled
+        losses, said = student(views.strong, views.targets)
+        lacking = said[lacks_mask(said, views.targets)]
+        ramp = self.ramp(step)
+        counts: dict[str, Tensor | float] = {"ramp": ramp, "pseudo_objects": len(lacking) / len(views)}
+        if ramp > 0:
+            with torch.no_grad():
+                taught = teacher.predict_masks(views.weak, lacking.proposals())
+                counts["teacher_score"] = mask_certainty(taught)
+            losses = losses | self.pseudo_losses(student, lacking, taught, views.targets, ramp)
+        return StepLosses(losses, counts)
+
+    def ramp(self, step: int) -> float:
+        """r(t) of Eq. 4, with t counted from `start_fraction` on."""
+        started = step - self.config.start_fraction * self.total_steps
+        return 0.0 if started < 0 else cosine_ramp(int(started), round(self.config.ramp_fraction * self.total_steps))
+
+    def pseudo_losses(
+        self, student: Model, said: MaskPredictions, taught: MaskPredictions, targets: Sequence[Target], ramp: float
+    ) -> dict[str, Tensor]:
+        """Binary and soft pseudo-mask losses of K proposals whose objects have no mask (Eq. 11 and 12)."""
+        config, losses = self.config, {}
+        everywhere = torch.ones(len(said), device=said.boxes.device)
+        if config.binary_weight > 0:
+            masks = binary_masks(taught.of_category(), config.threshold)
+            if config.box_prior:
+                masks = masks * box_prior(said.boxes, object_boxes(said, targets), (masks.shape[1], masks.shape[2]))
+            losses["loss_pseudo_binary"] = ramp * config.binary_weight * student.mask_loss(said, masks, everywhere)
+        if config.soft_weight > 0:
+            divergence = class_divergence(said.logits, taught.logits, config.temperature)
+            losses["loss_pseudo_soft"] = (
+                ramp * config.soft_weight * global_mean(divergence.mean((1, 2)).sum(), len(said))
+            )
+        return losses
+
+    def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances]:
+        """The teacher's masks for the boxes of the objects that have none."""
+        proposals, lacking = _boxes_without_mask(views)
+        taught = teacher.predict_masks(views.weak, proposals)
+        values = taught.of_category().float().sigmoid()
+        per_image = values.split([len(instances) for instances in lacking])
+        return [
+            instances.replace(masks=Grids(grids, instances.boxes), scores=_certainty(grids))
+            for instances, grids in zip(lacking, per_image, strict=True)
+        ]
+
+
+def lacks_mask(predictions: MaskPredictions, targets: Sequence[Target]) -> Tensor:
+    """(K,) bool: the proposal's object has a box but no mask, and counts (weight above 0)."""
+    wanted = [~target.instances.has_mask & (target.instances.weights > 0) for target in targets]
+    return _of_object(predictions, wanted)
+
+
+def object_boxes(predictions: MaskPredictions, targets: Sequence[Target]) -> Tensor:
+    """(K, 4) xyxy given box of each proposal's object, pixels of the network frame."""
+    return _of_object(predictions, [target.instances.boxes for target in targets])
+
+
+def mask_certainty(predictions: MaskPredictions) -> Tensor:
+    """Mean probability inside the predicted masks, the watchdog's measure of the teacher; 0 when there is none."""
+    scores = _certainty(predictions.of_category().float().sigmoid())
+    return scores.mean() if len(scores) else scores.new_zeros(())
+
+
+def _certainty(values: Tensor) -> Tensor:
+    inside = (values > 0.5).float()
+    return (values * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1.0)
+
+
+def _of_object(predictions: MaskPredictions, fields: Sequence[Tensor]) -> Tensor:
+    sizes = [len(field) for field in fields]
+    starts = torch.tensor([0, *sizes[:-1]], device=predictions.boxes.device).cumsum(0)
+    return torch.cat(list(fields))[starts[predictions.image_index] + predictions.object_index]
+
+
+def _boxes_without_mask(views: Views) -> tuple[Proposals, list[Instances]]:
+    lacking = []
+    for target in views.targets:
+        instances = target.instances
+        lacking.append(instances[~instances.has_mask & ~instances.boxes.isnan().any(1)])
+    device = views.weak.device
+    sizes = torch.tensor([len(instances) for instances in lacking], device=device)
+    index = torch.cat([torch.arange(int(size), device=device) for size in sizes])
+    proposals = Proposals(
+        image_index=torch.arange(len(lacking), device=device).repeat_interleave(sizes),
+        boxes=torch.cat([instances.boxes for instances in lacking]),
+        object_index=index,
+        categories=torch.cat([instances.categories for instances in lacking]),
+    )
+    return proposals, lacking
