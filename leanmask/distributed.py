@@ -1,6 +1,9 @@
-"""The one number that losses need from the other processes: a count, averaged over all of them."""
+"""What processes tell each other: a count averaged over all of them, and rows gathered on the first."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,3 +32,13 @@ def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
     """
     shared = global_count(torch.as_tensor(count, dtype=torch.float32, device=total.device))
     return total / shared.clamp(min=1e-6)
+
+
+def gather_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """All processes' rows, in the order of the processes, on the first process; None on the others. Collective."""
+    mine = list(rows)
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return mine
+    parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(mine, parts)
+    return None if parts is None else [row for part in parts for row in part]

@@ -29,7 +29,8 @@ class EmaConfig(Frozen):
 class StepLosses:
     """One step's outcome.
 
-    losses: named scalars that the trainer adds up. counts: detached numbers for the journal (pseudo objects per image, ramp, ...).
+    losses: named scalars that the trainer adds up. counts: detached numbers for the journal (pseudo objects per image,
+    ramp, ...).
     """
 
     losses: dict[str, Tensor]
@@ -57,7 +58,7 @@ class Method(ABC):
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances] | None:
         """What the teacher would tell the student about these images now, to be measured against hidden truth.
 
-        One Instances per image with masks and scores; `ids` name the labelled objects they belong to where there are such. None when
-        the method makes no pseudo-labels.
+        One Instances per image with masks and scores; `ids` name the labelled objects they belong to where there are
+        such. None when the method makes no pseudo-labels.
         """
         return None

@@ -1,8 +1,8 @@
 """MaskBooster: a few masks among many boxes (AAAI 2023, Eq. 1-13), a wrapper around any model with class-aware masks.
 
     weak view   -> teacher --(the student's own positive proposals: T-S matching)--> mask logits
-                                                          |-> sliced, thresholded, cut at the given box: binary pseudo-masks
-                                                          |-> softmax over classes: soft pseudo-masks
+                                              |-> sliced, thresholded, cut at the given box: binary pseudo-masks
+                                              |-> softmax over classes: soft pseudo-masks
     strong view -> student -> losses of boxes and given masks  +  r(t) * (lambda_h * binary loss + lambda_s * soft loss)
     teacher <- EMA of the student
 

@@ -1,7 +1,7 @@
 """Supervised training on whatever is labelled: the baseline of every method, and its limit at pseudo-label weight 0.
 
-The student sees the strong view (the weak one with `augment.strong=false`); objects without a mask teach the box branch only. The
-EMA of the weights is kept and evaluated beside the student, because every method is compared with it.
+The student sees the strong view (the weak one with `augment.strong=false`); objects without a mask teach the box branch
+only. The EMA of the weights is kept and evaluated beside the student, because every method is compared with it.
 """
 
 from __future__ import annotations
