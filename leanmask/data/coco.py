@@ -1,0 +1,263 @@
+"""COCO files with partial labels: classes, records of images and objects, the census, and the store workers share."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from leanmask.data.annotation import Row, box_of, points_of, segmentation_of, supervision_of
+from leanmask.data.files import read_json, write_json
+from leanmask.data.grouping import ANNOTATED, EXHAUSTIVE, PARTIAL, file_pack, folder_pack
+from leanmask.data.pack import Pack
+from leanmask.errors import DataError, suggest
+from leanmask.geometry import FloatArray
+from leanmask.masks import Segmentation
+from leanmask.records import Supervision
+
+__all__ = [
+    "AnnotationStore",
+    "Census",
+    "ClassMap",
+    "ImageRecord",
+    "ObjectRecord",
+    "read_json",
+    "write_json",
+]
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """The user's classes: position in both tuples is the contiguous index that networks use."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        return {category_id: index for index, category_id in enumerate(self.ids)}
+
+    def index_of(self, category_id: int) -> int:
+        """Contiguous index of the user's category id. Raises DataError for an id that is not in the map."""
+        if category_id not in self._index:
+            raise DataError(f"category id {category_id} is unknown; known: {', '.join(map(str, self.ids))}")
+        return self._index[category_id]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"names": list(self.names), "ids": list(self.ids)}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> ClassMap:
+        return ClassMap(tuple(map(str, content["names"])), tuple(map(int, content["ids"])))
+
+    def require(self, other: ClassMap, where: str) -> None:
+        """Raise DataError when `other` (the classes of file `where`) has a class that is not in this map."""
+        known = dict(zip(self.names, self.ids, strict=True))
+        for name, category_id in zip(other.names, other.ids, strict=True):
+            if name not in known:
+                raise DataError(
+                    f"{where} has class '{name}' which the training data does not have{suggest(name, known)}"
+                )
+            if known[name] != category_id:
+                raise DataError(
+                    f"{where} gives class '{name}' the id {category_id} but the training data gives it {known[name]}; "
+                    "give a class the same id in every file"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectRecord:
+    """One annotation, image frame, pixels. box_xyxy: (4,) NaN where unknown. points_xy: (P, 2) continuous, with
+    point_labels: (P,) 1 object, 0 background. category: contiguous index. weight: trust in [0, 1].
+    """
+
+    id: int
+    category: int
+    box_xyxy: FloatArray
+    supervision: Supervision
+    segmentation: Segmentation | None
+    points_xy: FloatArray
+    point_labels: npt.NDArray[np.int64]
+    crowd: bool
+    weight: float
+    provenance: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image and what is known about it. exhaustive: what is not annotated is background. objects: without crowds,
+    which are crowd_boxes_xyxy: (R, 4), pixels of the image frame.
+    """
+
+    id: int | str
+    path: Path
+    width: int
+    height: int
+    exhaustive: bool
+    objects: tuple[ObjectRecord, ...]
+    crowd_boxes_xyxy: FloatArray
+
+
+@dataclass(frozen=True)
+class Census:
+    """How much of what was labelled. Kinds are the names of `Supervision` in lower case.
+
+    negative_images: nothing is there; unlabelled_images: nobody looked; undecided_images: no annotations, and the user
+    has not said which of the two (only `check` leaves images undecided).
+    """
+
+    images: int
+    exhaustive_images: int
+    unlabelled_images: int
+    negative_images: int
+    objects: dict[str, int]
+    per_class: dict[str, dict[str, int]]
+    crowds: int
+    undecided_images: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def count(flags: npt.NDArray[np.uint8], unannotated: str, counts: dict[str, dict[str, int]], crowds: int) -> Census:
+        """flags: (images,) of grouping.py. counts: class name -> kind -> objects."""
+        kinds = [kind.name.lower() for kind in Supervision]
+        per_class = {name: {kind: found.get(kind, 0) for kind in kinds} for name, found in counts.items()}
+        bare = (flags & ANNOTATED) == 0
+        undeclared = bare & ((flags & (EXHAUSTIVE | PARTIAL)) == 0)
+        partial = ((flags & PARTIAL) != 0) | (undeclared & (unannotated != "negative"))
+        undecided = undeclared & (unannotated == "error")
+        return Census(
+            images=len(flags),
+            exhaustive_images=int((~partial).sum()),
+            unlabelled_images=int((bare & partial & ~undecided).sum()),
+            negative_images=int((bare & ~partial).sum()),
+            objects={kind: sum(found[kind] for found in per_class.values()) for kind in kinds},
+            per_class=per_class,
+            crowds=crowds,
+            undecided_images=int(undecided.sum()),
+        )
+
+
+class AnnotationStore:
+    """The images of one split, read from a memory-mapped pack. A pickled store holds paths, not annotations."""
+
+    def __init__(self, pack: Pack, images: Path, classes: ClassMap, unannotated: str) -> None:
+        """Use `open`. images: the folder. unannotated: what an image without annotations and `exhaustive` means."""
+        self.classes = classes
+        self.images = images
+        self._pack = pack
+        self._unannotated = unannotated
+        own = ClassMap.from_json(pack.meta()["classes"])
+        self._own_to_shared = {i: classes.index_of(i) for i in own.ids}
+
+    @classmethod
+    def open(
+        cls,
+        annotations: Path | None,
+        images: Path,
+        *,
+        unannotated: str = "error",
+        classes: ClassMap | None = None,
+        only_images: bool = False,
+    ) -> AnnotationStore:
+        """Open a COCO file and its image folder; `annotations` None takes a plain folder as unlabelled images.
+
+        unannotated: "error", "negative" or "unlabelled", see `DataConfig`. classes: those of the training data, which
+        this file must not exceed. only_images: take the file's images as unlabelled and nothing else of it. Raises
+        DataError that names file, image and annotation when something cannot be used.
+        """
+        if unannotated not in ("error", "negative", "unlabelled"):
+            raise DataError(f"unannotated is '{unannotated}'; allowed: error, negative, unlabelled")
+        if annotations is None:
+            pack, where = folder_pack(Path(images)), Path(images)
+        else:
+            pack, where = file_pack(Path(annotations), only_images), Path(annotations)
+        if len(pack) == 0:
+            raise DataError(f"{where} has no images")
+        own = ClassMap.from_json(pack.meta()["classes"])
+        if classes is not None and not only_images:
+            classes.require(own, str(where))
+        store = cls(pack, Path(images), own if classes is None else classes, unannotated)
+        store._require_decided(where)
+        return store
+
+    def _require_decided(self, where: Path) -> None:
+        undecided = np.flatnonzero(self._pack.flags == 0)
+        if self._unannotated != "error" or len(undecided) == 0:
+            return
+        first = ", ".join(str(self._pack[int(i)]["image"]["id"]) for i in undecided[:5])
+        raise DataError(
+            f"{where}: {len(undecided)} of {len(self)} images have no annotations (ids {first}"
+            f"{', ...' if len(undecided) > 5 else ''}). Say what that means: data.unannotated=negative (nothing is "
+            "there) or data.unannotated=unlabelled (nobody looked)"
+        )
+
+    def __len__(self) -> int:
+        return len(self._pack)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        index %= len(self)
+        piece = self._pack[index]
+        image, path = piece["image"], self.images / piece["image"]["file_name"]
+        width, height = (image["width"], image["height"]) if "width" in image else _size_of(path)
+        records = [self._object(row) for row in piece["annotations"]]
+        crowds = [record.box_xyxy for record in records if record.crowd]
+        return ImageRecord(
+            id=image["id"],
+            path=path,
+            width=width,
+            height=height,
+            exhaustive=self._exhaustive(int(self._pack.flags[index])),
+            objects=tuple(record for record in records if not record.crowd),
+            crowd_boxes_xyxy=np.stack(crowds) if crowds else np.zeros((0, 4)),
+        )
+
+    def _exhaustive(self, flag: int) -> bool:
+        if flag & (EXHAUSTIVE | PARTIAL):
+            return bool(flag & EXHAUSTIVE)
+        return bool(flag & ANNOTATED) or self._unannotated == "negative"
+
+    def _object(self, row: Row) -> ObjectRecord:
+        segmentation = segmentation_of(row)
+        points_xy, point_labels = points_of(row)
+        weight = row.get("weight", row.get("score"))
+        return ObjectRecord(
+            id=row["id"],
+            category=self._own_to_shared[row["category_id"]],
+            box_xyxy=box_of(row, segmentation),
+            supervision=supervision_of(row),
+            segmentation=segmentation,
+            points_xy=points_xy,
+            point_labels=point_labels,
+            crowd=bool(row.get("iscrowd")),
+            weight=1.0 if weight is None else float(weight),
+            provenance=str(row.get("provenance", "human")),
+        )
+
+    def census(self) -> Census:
+        """Images and objects by kind of supervision."""
+        meta = self._pack.meta()
+        own = ClassMap.from_json(meta["classes"])
+        found = {name: meta["objects"].get(str(i), {}) for name, i in zip(own.names, own.ids, strict=True)}
+        counts = {name: found.get(name, {}) for name in self.classes.names}
+        return Census.count(np.asarray(self._pack.flags), self._unannotated, counts, meta["crowds"])
+
+
+def _size_of(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read image {path}: {error}") from None

@@ -1,0 +1,168 @@
+"""A COCO file cut into one piece of JSON per image, on disk and memory-mapped, so that loader processes share it.
+
+A pack is a folder: images.bin (the pieces end to end), offsets.npy ((n + 1,) int64 byte positions), flags.npy ((n,)
+uint8) and meta.json. It is written once per content of the annotation file and read by every process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from leanmask.data.files import why
+from leanmask.errors import DataError
+
+FORMAT = 1  # part of every key: raise it when the pieces change
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One image of a pack: its JSON, and a small number that can be read without it."""
+
+    content: dict[str, Any]
+    flag: int
+
+
+class Pack:
+    """The pieces of one annotation file. Pickling it sends the folder's name only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open()
+
+    def _open(self) -> None:
+        self.offsets: npt.NDArray[np.int64] = np.load(self.folder / "offsets.npy", mmap_mode="r")
+        self.flags: npt.NDArray[np.uint8] = np.load(self.folder / "flags.npy", mmap_mode="r")
+        path = self.folder / "images.bin"
+        if path.stat().st_size != self.offsets[-1]:
+            raise ValueError(f"{path} is cut off")
+        self._blob: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+
+    def __len__(self) -> int:
+        return len(self.flags)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        content: dict[str, Any] = json.loads(self._blob[start:end].tobytes())
+        return content
+
+    def meta(self) -> dict[str, Any]:
+        """What was written beside the pieces."""
+        content: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+        return content
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.folder = state["folder"]
+        self._open()
+
+
+def cache_key(path: Path, variant: str) -> str:
+    """Name of the pack of a file's present content. Raises DataError when the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {why(error)}") from None
+    return f"v{FORMAT}-{variant}-{digest.hexdigest()}"
+
+
+def text_key(text: str, variant: str) -> str:
+    """As `cache_key`, for content that is no file."""
+    return f"v{FORMAT}-{variant}-{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
+
+
+def find_pack(key: str) -> Pack | None:
+    """The pack written before under this key, in any of the cache folders."""
+    for folder in _cache_folders():
+        try:
+            return Pack(folder / key)
+        except (OSError, ValueError, EOFError):
+            continue  # not there, or damaged: it is written anew
+    return None
+
+
+def write_pack(key: str, pieces: Iterable[Piece], meta: Callable[[], dict[str, Any]]) -> Pack:
+    """Write a pack; several processes may do so at once, the first one wins. `meta` is called after the last
+    piece.
+
+    Raises DataError when no cache folder can be written.
+    """
+    target, reason = _writable_target(key)
+    if target is None:
+        raise DataError(f"no folder for the annotation cache can be written ({reason}); set LEANMASK_CACHE to one")
+    working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}."))
+    try:
+        _write_files(working, pieces, meta)
+        _publish(working, target)
+        return Pack(target)
+    except OSError as error:
+        raise DataError(f"cannot write the annotation cache in {target.parent}: {why(error)}") from None
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def _write_files(folder: Path, pieces: Iterable[Piece], meta: Callable[[], dict[str, Any]]) -> None:
+    lengths, flags = [0], []
+    with (folder / "images.bin").open("wb") as file:
+        for piece in pieces:
+            lengths.append(file.write(json.dumps(piece.content, separators=(",", ":")).encode()))
+            flags.append(piece.flag)
+    np.save(folder / "offsets.npy", np.cumsum(np.asarray(lengths, dtype=np.int64)))
+    np.save(folder / "flags.npy", np.asarray(flags, dtype=np.uint8))
+    (folder / "meta.json").write_text(json.dumps(meta()), encoding="utf-8")
+
+
+def _publish(working: Path, target: Path) -> None:
+    try:
+        working.rename(target)
+    except OSError:
+        try:
+            Pack(target)  # another process was first
+        except (OSError, ValueError, EOFError):
+            shutil.rmtree(target, ignore_errors=True)  # our own cache, damaged
+            working.rename(target)
+
+
+def _cache_folders() -> list[Path]:
+    chosen = os.environ.get("LEANMASK_CACHE")
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    usual = Path(chosen) if chosen else Path("~/.cache/leanmask").expanduser()
+    return [usual / "annotations", Path(tempfile.gettempdir()) / f"leanmask-{user}" / "annotations"]
+
+
+def _writable_target(key: str) -> tuple[Path | None, str]:
+    reason = ""
+    for folder in _cache_folders():
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder / key, ""
+        except OSError as error:
+            reason = reason or f"{folder}: {why(error)}"
+    return None, reason
+
+
+def return_memory() -> None:
+    """Give what a large JSON file left behind back to the system, before loader processes are forked."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return  # another C library; nothing to do
