@@ -1,0 +1,170 @@
+"""Where a data set's files are: folder layouts that users have, and the small YAML for everything else."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leanmask.data.files import IMAGE_SUFFIXES, why
+from leanmask.errors import DataError, suggest
+
+YAML_SUFFIXES = (".yaml", ".yml")
+UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled2017", "unlabeled2017")
+ROBOFLOW = {"train": "train", "valid": "val", "val": "val", "test": "test"}
+LOOKED_FOR = (
+    "data.yaml with `splits`, annotations/instances_*.json beside images/ (or train2017/ as COCO has it), or Roboflow's "
+    "train/_annotations.coco.json"
+)
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """One split. annotations: a COCO file, None for a plain folder of unlabelled images. images: their folder. truth:
+    complete annotations that training never opens, to measure pseudo-labels.
+    """
+
+    annotations: Path | None
+    images: Path
+    truth: Path | None
+
+
+def locate(data: str | Path) -> dict[str, SplitFiles]:
+    """The splits of a data set: a folder, or a YAML file that names annotation files and image folders.
+
+    Raises DataError that says what was looked for, and offers the nearest existing path.
+    """
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist{_nearest(path)}")
+    if path.is_file():
+        if path.suffix.lower() not in YAML_SUFFIXES:
+            raise DataError(f"{path} is a single file; give the data set's folder, or a YAML file naming its splits")
+        return _from_yaml(path, _read_yaml(path))
+    described = path / "data.yaml"
+    if described.is_file() and "splits" in (content := _read_yaml(described)):
+        return _from_yaml(described, content)
+    splits = _instances_files(path) or _roboflow(path)
+    if splits:
+        return splits
+    hint = " It holds images only: name it in data.unlabelled" if _holds_images(path) else ""
+    raise DataError(f"{path} is no data set that leanmask knows. Looked for {LOOKED_FOR}.{hint}")
+
+
+def locate_unlabelled(source: str | Path) -> SplitFiles:
+    """A folder of images, or a COCO file (only its images are read) beside, or one level below, its image folder.
+
+    Raises DataError when neither is found.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise DataError(f"{path} does not exist{_nearest(path)}")
+    if path.is_dir():
+        for folder in (path, path / "images"):
+            if folder.is_dir() and _holds_images(folder):
+                return SplitFiles(None, folder, None)
+        raise DataError(f"{path} has no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if path.suffix.lower() != ".json":
+        raise DataError(f"{path} is neither a folder of images nor a COCO file (.json)")
+    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    images = _image_folder(root, path.stem.removeprefix("instances_").removeprefix("image_info_"))
+    return SplitFiles(path, images or path.parent, None)
+
+
+def _nearest(path: Path) -> str:
+    ancestor = path
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        missing, ancestor = ancestor.name, ancestor.parent
+    if not ancestor.is_dir():
+        return ""
+    near = difflib.get_close_matches(missing, [entry.name for entry in ancestor.iterdir()], n=1)
+    return f"; did you mean '{ancestor / near[0]}'?" if near else f"; {ancestor.absolute()} has no '{missing}'"
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in folder.iterdir())
+
+
+def _image_folder(root: Path, name: str) -> Path | None:
+    """The folder of split `name` (perhaps with COCO's year) in the places where people keep images."""
+    split = _without_year(name)
+    places = (root / "images" / name, root / name, root / "images" / split, root / split, root / "images")
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _without_year(name: str) -> str:
+    return re.sub(r"_?(19|20)\d\d$", "", name) or name
+
+
+def _instances_files(root: Path) -> dict[str, SplitFiles]:
+    splits: dict[str, SplitFiles] = {}
+    for path in sorted((root / "annotations").glob("instances_*.json")):
+        name = path.stem.removeprefix("instances_")
+        images = _image_folder(root, name)
+        if images is None:
+            raise DataError(f"no images found for {path}: looked for images/ and {name}/ in {root}")
+        split = _without_year(name)
+        if split in splits:
+            raise DataError(f"{splits[split].annotations} and {path} are both split '{split}'; name one in a YAML file")
+        splits[split] = SplitFiles(path, images, None)
+    if splits and "unlabelled" not in splits:
+        found = next((root / name for name in UNLABELLED_FOLDERS if (root / name).is_dir()), None)
+        if found is not None and _holds_images(found):
+            splits["unlabelled"] = SplitFiles(None, found, None)
+    return splits
+
+
+def _roboflow(root: Path) -> dict[str, SplitFiles]:
+    splits: dict[str, SplitFiles] = {}
+    for folder, split in ROBOFLOW.items():
+        path = root / folder / "_annotations.coco.json"
+        if path.is_file() and split not in splits:
+            splits[split] = SplitFiles(path, path.parent, None)
+    return splits
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {why(error)}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold a mapping with `splits`")
+    return content
+
+
+def _from_yaml(path: Path, content: dict[str, Any]) -> dict[str, SplitFiles]:
+    for key in content:
+        if key != "splits":
+            raise DataError(f"{path}: unknown key '{key}'{suggest(str(key), ['splits'])}")
+    splits = content.get("splits")
+    if not isinstance(splits, dict) or not splits:
+        raise DataError(f"{path} needs `splits`, a mapping such as {{train: {{annotations: a.json, images: folder}}}}")
+    return {str(name): _yaml_split(path, str(name), entry) for name, entry in splits.items()}
+
+
+def _yaml_split(path: Path, name: str, entry: Any) -> SplitFiles:
+    if not isinstance(entry, dict):
+        raise DataError(f"{path}: split '{name}' must be a mapping with `images` and `annotations`")
+    for key, value in entry.items():
+        if key not in ("annotations", "images", "truth"):
+            raise DataError(
+                f"{path}: split '{name}' has the unknown key '{key}'"
+                f"{suggest(str(key), ['annotations', 'images', 'truth'])}"
+            )
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{path}: split '{name}': {key} must be a path, found {value!r}")
+    if not entry.get("images"):
+        raise DataError(f"{path}: split '{name}' does not say where its `images` are")
+    found = {key: (path.parent / Path(value).expanduser()) for key, value in entry.items() if value}
+    for key, place in found.items():
+        if not (place.is_dir() if key == "images" else place.is_file()):
+            kind = "folder" if key == "images" else "file"
+            raise DataError(f"{path}: split '{name}': {key} names the {kind} {place}, which does not exist")
+    return SplitFiles(found.get("annotations"), found["images"], found.get("truth"))
