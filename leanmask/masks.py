@@ -125,7 +125,7 @@ def decode_counts(counts: bytes | str | Sequence[int]) -> npt.NDArray[np.int64]:
     if not isinstance(counts, bytes | str):
         return np.asarray(counts, dtype=np.int64)
     raw = (
-        np.frombuffer(counts.encode("ascii") if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64)
+        np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64)
         - 48
     )
     if raw.size == 0:
@@ -264,10 +264,12 @@ def encode_crop(crop: ByteArray, region: Region, size: tuple[int, int]) -> Rle:
     if left >= right or top >= bottom:
         counts = [height * width]
     else:
-        strip = np.zeros((right - left, height), dtype=np.uint8)  # column-major: one row here is one column there
+        line = np.zeros((right - left) * height + 2, dtype=np.bool_)  # a 0 at both ends, so that every run has edges
+        strip = line[1:-1].reshape(right - left, height)  # column-major: one row here is one column there
         strip[:, top:bottom] = crop[top - y0 : bottom - y0, left - x0 : right - x0].T != 0
-        edges = np.flatnonzero(np.diff(strip.reshape(-1), prepend=0, append=0)) + left * height
-        counts = np.diff(np.concatenate([[0], edges, [height * width]])).tolist()
+        edges = np.flatnonzero(line[1:] != line[:-1]) + left * height
+        bounds = np.concatenate([[0], edges, [height * width]])
+        counts = (bounds[1:] - bounds[:-1]).tolist()
         if len(edges) and edges[-1] == height * width:
             counts.pop()
     return dict(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
@@ -302,9 +304,11 @@ def to_rles(masks: Masks, frame: Frame, threshold: float = 0.5) -> Iterator[Rle]
 def _paste(grid: Tensor, box: FloatArray, threshold: float) -> tuple[ByteArray, Region]:
     cells = grid.shape[-1]
     padded = F.pad(grid, (1, 1, 1, 1))
-    centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * ((cells + 2) / cells)
-    x0, y0 = (int(edge) for edge in centre - half)  # towards zero, as torchvision does
-    x1, y1 = (int(edge) for edge in centre + half)
+    low, high = np.split(box.astype(np.float32), 2)  # torchvision's precision, or edges near whole pixels differ
+    half = np.float32(0.5)
+    centre, reach = (low + high) * half, (high - low) * half * np.float32((cells + 2) / cells)
+    x0, y0 = (centre - reach).astype(np.int64).tolist()  # towards zero, as torchvision does
+    x1, y1 = (centre + reach).astype(np.int64).tolist()
     w, h = max(x1 - x0 + 1, 1), max(y1 - y0 + 1, 1)
     return _resize(padded, (h, w), threshold), (x0, y0, w, h)
 

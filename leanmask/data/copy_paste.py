@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from leanmask.data.coco import ObjectRecord
 from leanmask.data.targets import (
     SMALLEST_SIDE_PX,
     Lost,
@@ -41,6 +42,11 @@ class Scene:
     pixels: ByteArray
     frame: Frame
     placement: Placement
+
+
+def can_be_pasted(source: ObjectRecord) -> bool:
+    """Whether a person has drawn the object's mask."""
+    return source.supervision == Supervision.MASK and source.provenance == "human"
 
 
 def paste(onto: Scene, donor: Scene, rng: np.random.Generator) -> Scene:
@@ -74,7 +80,7 @@ def paste(onto: Scene, donor: Scene, rng: np.random.Generator) -> Scene:
 def _choose(donor: Scene, rng: np.random.Generator) -> tuple[list[PlacedObject], list[FloatArray]]:
     """Objects to paste, and the boxes of what is carried along without a mask."""
     objects = donor.placement.objects
-    able = [i for i, item in enumerate(objects) if item.source.supervision == Supervision.MASK and item.crop.size]
+    able = [i for i, item in enumerate(objects) if item.crop.size and can_be_pasted(item.source)]
     if not able:
         return [], []
     count = int(rng.integers(1, min(len(able), MOST_PASTED) + 1))

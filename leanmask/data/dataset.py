@@ -18,14 +18,14 @@ from torch.utils.data import Dataset
 
 from leanmask.config import AugmentConfig, DataConfig
 from leanmask.data.augment import check_augment, fitted_frame, random_frame, strong_view
-from leanmask.data.canvas import Exif, UnreadableImage, read_canvas
+from leanmask.data.canvas import Exif, UnreadableImage, image_size, read_canvas
 from leanmask.data.coco import AnnotationStore, ImageRecord
-from leanmask.data.copy_paste import Scene, paste
+from leanmask.data.copy_paste import Scene, can_be_pasted, paste
 from leanmask.data.targets import IntArray, place, to_target
 from leanmask.errors import ConfigError, DataError
 from leanmask.geometry import Frame
 from leanmask.masks import ByteArray
-from leanmask.records import Supervision, Target, Views
+from leanmask.records import Target, Views
 
 MOST_FAILURES = 10  # unreadable images in a row before training gives up
 
@@ -91,16 +91,16 @@ class TrainDataset(Dataset[Sample]):
     def _draw(self, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, 1, position])
         index = self.image_index(position)
-        record = self.store[index]
+        record = _record(self.store, index)
         scene = self._scene(record, rng)
         if rng.random() < self.augment.copy_paste_probability:
             donor = self._donor(index, rng)
-            scene = scene if donor is None else paste(scene, self._scene(self.store[donor], rng), rng)
+            scene = scene if donor is None else paste(scene, self._scene(_record(self.store, donor), rng), rng)
         strong = strong_view(scene.pixels, self.augment, rng) if self.augment.strong else None
         return _sample(scene, strong, record)
 
     def _scene(self, record: ImageRecord, rng: np.random.Generator) -> Scene:
-        frame = random_frame((record.height, record.width), self.side_px, self.augment, rng)
+        frame = random_frame(_size(record, self.exif), self.side_px, self.augment, rng)
         return Scene(read_canvas(record.path, frame, self.exif), frame, place(record, frame))
 
     def _donor(self, index: int, rng: np.random.Generator) -> int | None:
@@ -123,7 +123,7 @@ class EvalDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Raises DataError for images that are missing, damaged, or contradict their annotations."""
         record = self.store[index]
-        frame = fitted_frame((record.height, record.width), self.side_px)
+        frame = fitted_frame(_size(record, self.exif), self.side_px)
         scene = Scene(read_canvas(record.path, frame, self.exif), frame, place(record, frame))
         return _sample(scene, None, record)
 
@@ -149,6 +149,21 @@ def assemble(weak: Tensor, strong: Tensor | None, samples: Sequence[Sample]) -> 
     )
 
 
+def _record(store: AnnotationStore, index: int) -> ImageRecord:
+    try:
+        return store[index]
+    except UnreadableImage:
+        raise
+    except DataError as error:  # annotations were checked on opening: what can fail here is reading an image's size
+        raise UnreadableImage(f"number {index}", str(error)) from None
+
+
+def _size(record: ImageRecord, exif: Exif) -> tuple[int, int]:
+    """(height, width). An image nobody annotated has no frame of its own: its size is that of the turned picture."""
+    annotated = record.objects or len(record.crowd_boxes_xyxy)
+    return image_size(record.path, exif) if exif == "apply" and not annotated else (record.height, record.width)
+
+
 def _sample(scene: Scene, strong: ByteArray | None, record: ImageRecord) -> Sample:
     return Sample(
         weak=_channels_first(scene.pixels),
@@ -165,9 +180,5 @@ def _channels_first(pixels: ByteArray) -> Tensor:
 
 
 def _images_with_masks(store: AnnotationStore) -> IntArray:
-    found = [
-        index
-        for index in range(len(store))
-        if any(item.supervision == Supervision.MASK for item in store[index].objects)
-    ]
+    found = [index for index in range(len(store)) if any(map(can_be_pasted, _record(store, index).objects))]
     return np.array(found, dtype=np.int64)
