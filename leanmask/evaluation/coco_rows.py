@@ -1,0 +1,141 @@
+"""What takes part in an evaluation, as the rows that matching routines want: checked, with ranks in place of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pycocotools import mask as coco_mask
+
+from leanmask.errors import ConfigError, DataError
+from leanmask.evaluation.coco_files import CocoTruth, Identifier, Row
+from leanmask.evaluation.rle_check import checked_rles
+from leanmask.masks import Rle
+
+Kind = Literal["segm", "bbox"]
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Truth and results of the exhaustive images and of the chosen classes. Ranks run from 1 in the order of the ids
+    (an annotation id 0 would read as "unmatched" in COCO's matching; equal scores are told apart by the images' order).
+    """
+
+    truth: CocoTruth
+    image_rank: dict[Identifier, int]
+    class_rank: dict[Identifier, int]
+    objects: list[Row]
+    results: list[Row]
+    positions: list[int]  # of the results in the user's list
+    results_name: str
+
+
+def select(
+    truth: CocoTruth, rows: list[Row], results_name: str, class_ids: Collection[Identifier] | None = None
+) -> Selection:
+    """Raises DataError when no image is exhaustively annotated, ConfigError for classes that the truth lacks."""
+    unknown = [key for key in class_ids or () if key not in truth.categories]
+    if unknown or (class_ids is not None and not class_ids):
+        raise ConfigError(f"class ids {unknown} are not in {truth.name}; it has {list(truth.categories)[:20]}")
+    if not truth.exhaustive_images:
+        raise DataError(
+            f"{truth.name} has no exhaustively annotated image ({len(truth.images)} in all), so AP cannot be measured"
+        )
+    images = [key for key in truth.images if key in truth.exhaustive_images]
+    classes = [key for key in truth.categories if class_ids is None or key in class_ids]
+    image_rank = {key: rank for rank, key in enumerate(images, 1)}
+    class_rank = {key: rank for rank, key in enumerate(classes, 1)}
+
+    def counts(row: Row) -> bool:
+        return row["image_id"] in image_rank and row["category_id"] in class_rank
+
+    positions = [place for place, row in enumerate(rows) if counts(row)]
+    objects = [row for row in truth.annotations if counts(row)]
+    results = [rows[place] for place in positions]
+    return Selection(truth, image_rank, class_rank, objects, results, positions, results_name)
+
+
+def is_crowd(row: Row) -> bool:
+    """Whether a truth annotation is a crowd region, neither object nor background."""
+    return bool(row.get("iscrowd"))
+
+
+def image_rows(selection: Selection) -> list[Row]:
+    rows = []
+    for key, rank in selection.image_rank.items():
+        height, width = selection.truth.size(key)
+        rows.append({"id": rank, "height": height, "width": width})
+    return rows
+
+
+def category_rows(selection: Selection) -> list[Row]:
+    return [{"id": rank, "name": selection.truth.categories[key]} for key, rank in selection.class_rank.items()]
+
+
+def truth_rows(selection: Selection, kind: Kind) -> list[Row]:
+    """Annotations with what `kind` matches on; `area` is the file's, or that of the mask or box where it has none."""
+    objects, truth = selection.objects, selection.truth
+    shapes: Sequence[Any]
+    sizes: Sequence[float]
+    if kind == "segm":
+        shapes, pixels = truth.rles(objects)
+        sizes = pixels.tolist()
+    else:
+        shapes, sizes = _with_areas(truth.boxes(objects))
+    given = truth.areas(objects)
+    rows = _rows(selection, objects, shapes, kind)
+    for row, source, area, size in zip(rows, objects, given, sizes, strict=True):
+        row["iscrowd"] = int(is_crowd(source))
+        row["area"] = float(size) if area is None else area
+    return rows
+
+
+def result_rows(selection: Selection, kind: Kind) -> list[Row]:
+    """Results with what `kind` matches on. The area of a mask is its pixels, whatever box stands beside it."""
+    results = selection.results
+    shapes: Sequence[Any]
+    shapes, sizes = _result_rles(selection, range(len(results))) if kind == "segm" else _result_boxes(selection)
+    rows = _rows(selection, results, shapes, kind)
+    for row, source, size in zip(rows, results, sizes, strict=True):
+        row["iscrowd"] = 0
+        row["area"] = float(size)
+        row["score"] = float(source["score"])
+    return rows
+
+
+def _rows(selection: Selection, sources: list[Row], shapes: Sequence[Any], kind: Kind) -> list[Row]:
+    key = "segmentation" if kind == "segm" else "bbox"
+    return [
+        {
+            "id": number,
+            "image_id": selection.image_rank[source["image_id"]],
+            "category_id": selection.class_rank[source["category_id"]],
+            key: shape,
+        }
+        for number, (source, shape) in enumerate(zip(sources, shapes, strict=True), 1)
+    ]
+
+
+def _result_rles(selection: Selection, chosen: Sequence[int]) -> tuple[list[Rle], list[float]]:
+    rows = [selection.results[place] for place in chosen]
+
+    def name(place: int) -> str:
+        position = selection.positions[chosen[place]]
+        return f"result {position} (image {rows[place]['image_id']!r}) of {selection.results_name}"
+
+    sizes = [selection.truth.size(row["image_id"]) for row in rows]
+    rles, areas = checked_rles([row["segmentation"] for row in rows], sizes, name)
+    return rles, areas.tolist()
+
+
+def _result_boxes(selection: Selection) -> tuple[list[list[float]], list[float]]:
+    boxless = [place for place, row in enumerate(selection.results) if "bbox" not in row]
+    of_masks = iter(_result_rles(selection, boxless)[0])
+    return _with_areas(
+        [row["bbox"] if "bbox" in row else coco_mask.toBbox(next(of_masks)).tolist() for row in selection.results]
+    )
+
+
+def _with_areas(boxes_xywh: list[list[float]]) -> tuple[list[list[float]], list[float]]:
+    return boxes_xywh, [box[2] * box[3] for box in boxes_xywh]
