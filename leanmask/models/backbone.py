@@ -1,0 +1,116 @@
+"""Backbones with a feature pyramid: a small GroupNorm ResNet for CPUs, and torchvision's ResNets and ResNeXts.
+
+Parameter names are torchvision's (`body.*`, `fpn.*`), so that its weights load as they are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models import resnet
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+
+BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnext101"]
+NormName = Literal["frozen_batch", "batch", "group"]
+NormLayer = Callable[[int], nn.Module]
+
+TORCHVISION_NAMES: dict[str, str] = {
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50",
+    "resnet101": "resnet101",
+    "resnext101": "resnext101_32x8d",
+}
+STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")  # in the order in which training reaches down
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What to build. trainable_layers: 0 to 5 stages from the top that learn, 5 = all with the stem."""
+
+    name: BackboneName
+    norm: NormName
+    channels: int
+    trainable_layers: int
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 16 channels in a group, at most 32 groups (Wu and He 2018, section 3.1, found 16 as good as 32
+    groups).
+    """
+    return nn.GroupNorm(max(1, min(32, channels // 16)), channels)
+
+
+NORMS: dict[str, NormLayer] = {
+    "frozen_batch": FrozenBatchNorm2d,
+    "batch": nn.BatchNorm2d,
+    "group": group_norm,
+}
+
+
+def build_backbone(spec: BackboneSpec) -> BackboneWithFPN:
+    """A module that maps (B, 3, H, W) images to five maps of `spec.channels` channels at strides 4, 8, 16, 32, 64,
+    named "0" to "3" and "pool". H and W are multiples of 32. Weights are random; see `weights.py`.
+    """
+    norm = NORMS[spec.norm]
+    if spec.name == "tiny":
+        body, widths = tiny_resnet(norm), [32, 64, 128, 256]
+    else:
+        network = getattr(resnet, TORCHVISION_NAMES[spec.name])(weights=None, norm_layer=norm)
+        body, widths = network, [network.inplanes // 8 * 2**i for i in range(4)]
+    _freeze(body, spec.trainable_layers)
+    layers = {f"layer{i + 1}": str(i) for i in range(4)}
+    return BackboneWithFPN(body, layers, widths, spec.channels)
+
+
+def tiny_resnet(norm: NormLayer) -> nn.Sequential:
+    """ResNet-18 at half width (2.8 M parameters) without its classifier, initialised for training from scratch.
+
+    The last norm of every block starts at 0, so that each block starts as the identity (Goyal et al. 2017, section
+    5.1).
+    """
+    stem: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(3, 32, 7, stride=2, padding=3, bias=False)),
+        ("bn1", norm(32)),
+        ("relu", nn.ReLU(inplace=True)),
+        ("maxpool", nn.MaxPool2d(3, stride=2, padding=1)),
+    ]
+    widths = [32, 32, 64, 128, 256]
+    stages = [(f"layer{i}", _stage(widths[i - 1], widths[i], 1 if i == 1 else 2, norm)) for i in range(1, 5)]
+    body = nn.Sequential(OrderedDict([*stem, *stages]))
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, resnet.BasicBlock) and getattr(module.bn2, "weight", None) is not None:
+            nn.init.zeros_(module.bn2.weight)
+    return body
+
+
+def _stage(inputs: int, outputs: int, stride: int, norm: NormLayer) -> nn.Sequential:
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+    block = partial(resnet.BasicBlock, norm_layer=norm)
+    return nn.Sequential(block(inputs, outputs, stride, shortcut), block(outputs, outputs))
+
+
+def _freeze(body: nn.Module, trainable_layers: int) -> None:
+    learning = STAGES[:trainable_layers]
+    if trainable_layers == len(STAGES):
+        learning = (*learning, "bn1")
+    for name, parameter in body.named_parameters():
+        if not name.startswith(learning):
+            parameter.requires_grad_(False)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB in [0, 1] to zero mean and unit variance with ImageNet's (3, 1, 1) statistics; keeps the memory
+    format.
+    """
+    return (images - mean) / std

@@ -1,0 +1,112 @@
+"""Pretrained weights: a torchvision name or a local file, loaded without unpickling code, and a sentence on what was
+left out.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+from leanmask.errors import CheckpointError, suggest
+from leanmask.models.backbone import TORCHVISION_NAMES
+
+State = dict[str, Tensor]
+FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
+# The layers whose size depends on the number of classes, the only ones that may be left out.
+CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+
+
+def load_pretrained(model: nn.Module, backbone: str, weights: str) -> str:
+    """Load `weights` into a detector whose backbone's parameters are named `backbone.body.*`.
+
+    weights: a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT for the backbone; COCO_V1 for the whole Mask
+    R-CNN of resnet50) or a file (.pth, .pt, .safetensors) of a detector or of a classification ResNet. Class-dependent
+    layers of another size are left out. Returns a sentence on what was loaded. Raises CheckpointError.
+    """
+    is_file = weights.endswith(FILE_SUFFIXES)
+    state = read_state(Path(weights)) if is_file else _download(backbone, weights)
+    if not any(name.startswith("backbone.") for name in state):
+        state = {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith("fc.")}
+        return _fill(model.get_submodule("backbone.body"), _without_prefix(state), weights)
+    return _fill(model, state, weights)
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a checkpoint file; nothing in it is executed. Raises CheckpointError when it cannot be read."""
+    if not path.is_file():
+        raise CheckpointError(f"weights file {path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"weights file {path} is damaged or holds more than tensors: {reason}") from None
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"weights file {path} holds no state dict of tensors")
+    return dict(content)
+
+
+def _download(backbone: str, name: str) -> State:
+    choices = _choices(backbone)
+    if name not in choices:
+        raise CheckpointError(
+            f"no weights '{name}' for backbone {backbone}{suggest(name, choices)}; "
+            f"a local file ends in {', '.join(FILE_SUFFIXES)}"
+        )
+    chosen = choices[name]
+    try:
+        return dict(chosen.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"cannot download weights '{name}' ({chosen.url}): {error}; download them where there is a network and "
+            f"give the file's path as weights"
+        ) from None
+
+
+def _choices(backbone: str) -> dict[str, WeightsEnum]:
+    if backbone not in TORCHVISION_NAMES:
+        return {}
+    enum = get_model_weights(TORCHVISION_NAMES[backbone])
+    choices = {name: enum[name] for name in enum.__members__}
+    if backbone == "resnet50":
+        choices["COCO_V1"] = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+    return choices
+
+
+def _without_prefix(state: State) -> State:
+    return {name.removeprefix("backbone.body."): value for name, value in state.items()}
+
+
+def _fill(module: nn.Module, state: State, source: str) -> str:
+    own = module.state_dict()
+    left_out = sorted(
+        name
+        for name, value in state.items()
+        if name.startswith(CLASS_LAYERS) and name in own and own[name].shape != value.shape
+    )
+    kept = {name: value for name, value in state.items() if name not in left_out}
+    try:
+        missing, unexpected = module.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).split("\n")[1:]]
+        raise CheckpointError(f"weights '{source}' do not fit this model: {lines[0] if lines else error}") from None
+    # Counters of batch norms mean nothing to frozen ones, and the other way round.
+    lost = [name for name in missing if name not in left_out and not name.endswith("num_batches_tracked")]
+    if lost or unexpected:
+        strange = f"lack {lost[0]} and {len(lost) - 1} more" if lost else f"hold unknown {unexpected[0]}"
+        raise CheckpointError(f"weights '{source}' do not fit this model: they {strange}")
+    if left_out:
+        return f"loaded {source} but for {', '.join(left_out)}, which are for another number of classes"
+    return f"loaded {source}"
