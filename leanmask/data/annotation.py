@@ -25,9 +25,10 @@ Size = tuple[int, int]  # (height, width), pixels
 
 @dataclass(frozen=True)
 class Fault:
-    """Something wrong with one row: a code (the table in docs/data-format.md) and what was found."""
+    """Something wrong with one field of a row: a code (the table in docs/data-format.md) and what was found."""
 
     code: str
+    field: str
     message: str
 
 
@@ -93,21 +94,21 @@ def faults(row: Row, size: Size | None) -> Iterator[Fault]:
     yield from _point_faults(row)
     yield from _weight_faults(row)
     if row.get("iscrowd") not in (None, 0, 1):
-        yield Fault("malformed", f"iscrowd is {row['iscrowd']!r}; allowed: 0 and 1")
+        yield Fault("malformed", "iscrowd", f"iscrowd is {row['iscrowd']!r}; allowed: 0 and 1")
     elif row.get("iscrowd") and not row.get("bbox") and not row.get("segmentation"):
-        yield Fault("malformed", "a crowd needs a bbox or a segmentation")
+        yield Fault("malformed", "iscrowd", "a crowd needs a bbox or a segmentation")
 
 
 def _id_faults(row: Row) -> Iterator[Fault]:
     for key in ("id", "category_id"):
         if not isinstance(row.get(key), int) or isinstance(row[key], bool):
-            yield Fault("malformed", f"{key} must be a whole number, found {row.get(key)!r}")
+            yield Fault("malformed", key, f"{key} must be a whole number, found {row.get(key)!r}")
 
 
 def _finite_faults(row: Row) -> Iterator[Fault]:
     for key, value in row.items():
         if not _finite(value):
-            yield Fault("not-finite", f"{key} holds NaN or infinity")
+            yield Fault("not-finite", key, f"{key} holds NaN or infinity")
 
 
 def _finite(value: Any) -> bool:
@@ -126,9 +127,9 @@ def _box_faults(box: Any) -> Iterator[Fault]:
     if box is None or box == []:
         return
     if not _numbers(box, 4):
-        yield Fault("malformed", f"bbox must be four numbers x, y, width, height, found {_short(box)}")
+        yield Fault("malformed", "bbox", f"bbox must be four numbers x, y, width, height, found {_short(box)}")
     elif box[2] <= 0 or box[3] <= 0:
-        yield Fault("box-size", f"bbox {_short(box)} has no area; width and height must be above 0")
+        yield Fault("box-size", "bbox", f"bbox {_short(box)} has no area; width and height must be above 0")
 
 
 def _segmentation_faults(found: Any, size: Size | None) -> Iterator[Fault]:
@@ -137,62 +138,84 @@ def _segmentation_faults(found: Any, size: Size | None) -> Iterator[Fault]:
     if isinstance(found, dict):
         yield from _rle_faults(found, size)
     elif not isinstance(found, list) or not all(_numbers(part) for part in found):
-        yield Fault("malformed", "segmentation must be a list of polygons [[x, y, x, y, ...], ...] or an RLE")
+        yield Fault(
+            "malformed", "segmentation", "segmentation must be a list of polygons [[x, y, x, y, ...], ...] or an RLE"
+        )
     else:
         for number, part in enumerate(found, start=1):
             if len(part) % 2:
-                yield Fault("polygon-odd", f"polygon {number} has {len(part)} numbers; x and y must come in pairs")
+                yield Fault(
+                    "polygon-odd",
+                    "segmentation",
+                    f"polygon {number} has {len(part)} numbers; x and y must come in pairs",
+                )
             elif len(part) < 6:
                 yield Fault(
-                    "polygon-degenerate", f"polygon {number} has {len(part) // 2} points; at least 3 are needed"
+                    "polygon-degenerate",
+                    "segmentation",
+                    f"polygon {number} has {len(part) // 2} points; at least 3 are needed",
                 )
 
 
 def _rle_faults(rle: Row, size: Size | None) -> Iterator[Fault]:
     rle_size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(rle_size, list) or len(rle_size) != 2 or not all(isinstance(n, int) and n > 0 for n in rle_size):
-        yield Fault("rle-size", f"RLE size must be [height, width], found {_short(rle_size)}")
+        yield Fault("rle-size", "segmentation", f"RLE size must be [height, width], found {_short(rle_size)}")
         return
     if size is not None and tuple(rle_size) != size:
-        yield Fault("rle-size", f"RLE size (height, width) is {rle_size} but the image's is {list(size)}")
+        yield Fault(
+            "rle-size", "segmentation", f"RLE size (height, width) is {rle_size} but the image's is {list(size)}"
+        )
         return
     if not isinstance(counts, str) and not (isinstance(counts, list) and all(type(n) is int for n in counts)):
-        yield Fault("rle-broken", "RLE counts must be a string or a list of whole numbers")
+        yield Fault("rle-broken", "segmentation", "RLE counts must be a string or a list of whole numbers")
         return
     try:
         runs = decode_counts(counts)
     except (DataError, ValueError, OverflowError):
-        yield Fault("rle-broken", "RLE counts hold characters or numbers that COCO's encoding does not have")
+        yield Fault(
+            "rle-broken", "segmentation", "RLE counts hold characters or numbers that COCO's encoding does not have"
+        )
         return
     pixels = rle_size[0] * rle_size[1]
     if (runs < 0).any() or runs.sum() != pixels:
-        yield Fault("rle-broken", f"RLE counts must be 0 or more and sum to {pixels} pixels, they sum to {runs.sum()}")
+        yield Fault(
+            "rle-broken",
+            "segmentation",
+            f"RLE counts must be 0 or more and sum to {pixels} pixels, they sum to {runs.sum()}",
+        )
 
 
 def _point_faults(row: Row) -> Iterator[Fault]:
     coords, labels, point = row.get("point_coords"), row.get("point_labels"), row.get("point")
     if point is not None and point != [] and not _numbers(point, 2):
-        yield Fault("malformed", f"point must be [x, y], found {_short(point)}")
+        yield Fault("malformed", "point", f"point must be [x, y], found {_short(point)}")
     if not coords and not labels:
         return
     if not isinstance(coords, list) or not all(_numbers(pair, 2) for pair in coords):
-        yield Fault("malformed", "point_coords must be a list of [x, y]")
+        yield Fault("malformed", "point_coords", "point_coords must be a list of [x, y]")
         return
     if not isinstance(labels, list) or len(labels) != len(coords):
         found = len(labels) if isinstance(labels, list) else "no"
-        yield Fault("point-lengths", f"{len(coords)} point_coords but {found} point_labels")
+        yield Fault("point-lengths", "point_coords", f"{len(coords)} point_coords but {found} point_labels")
         return
     if any(label not in (0, 1) for label in labels):
-        yield Fault("point-label", f"point_labels are {_short(labels)}; allowed: 1 (object) and 0 (background)")
+        yield Fault(
+            "point-label", "point_coords", f"point_labels are {_short(labels)}; allowed: 1 (object) and 0 (background)"
+        )
     elif not row.get("bbox") and not row.get("segmentation") and labels != [1]:
-        yield Fault("points-without-box", "several point_coords need a bbox; without one, give a single object point")
+        yield Fault(
+            "points-without-box",
+            "point_coords",
+            "several point_coords need a bbox; without one, give a single object point",
+        )
 
 
 def _weight_faults(row: Row) -> Iterator[Fault]:
     for key in ("weight", "score"):
         value = row.get(key)
         if value is not None and not (is_number(value) and 0 <= value <= 1):
-            yield Fault("weight-range", f"{key} is {_short(value)}; allowed: 0 to 1")
+            yield Fault("weight-range", key, f"{key} is {_short(value)}; allowed: 0 to 1")
 
 
 def _short(value: Any) -> str:

@@ -112,7 +112,8 @@ class Census:
     """How much of what was labelled. Kinds are the names of `Supervision` in lower case.
 
     negative_images: nothing is there; unlabelled_images: nobody looked; undecided_images: no annotations, and the user
-    has not said which of the two (only `check` leaves images undecided).
+    has not said which of the two (only `check` leaves images undecided). one_label_points: objects whose classified
+    points are all object or all background.
     """
 
     images: int
@@ -122,16 +123,18 @@ class Census:
     objects: dict[str, int]
     per_class: dict[str, dict[str, int]]
     crowds: int
+    one_label_points: int = 0
     undecided_images: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def count(flags: npt.NDArray[np.uint8], unannotated: str, counts: dict[str, dict[str, int]], crowds: int) -> Census:
-        """flags: (images,) of grouping.py. counts: class name -> kind -> objects."""
+    def count(flags: npt.NDArray[np.uint8], unannotated: str, names: dict[int, str], totals: dict[str, Any]) -> Census:
+        """flags: (images,) bits of grouping.py. names: class name by category id. totals: JSON of grouping.Totals."""
         kinds = [kind.name.lower() for kind in Supervision]
-        per_class = {name: {kind: found.get(kind, 0) for kind in kinds} for name, found in counts.items()}
+        found = {name: totals["objects"].get(str(category_id), {}) for category_id, name in names.items()}
+        per_class = {name: {kind: counts.get(kind, 0) for kind in kinds} for name, counts in found.items()}
         bare = (flags & ANNOTATED) == 0
         undeclared = bare & ((flags & (EXHAUSTIVE | PARTIAL)) == 0)
         partial = ((flags & PARTIAL) != 0) | (undeclared & (unannotated != "negative"))
@@ -141,9 +144,10 @@ class Census:
             exhaustive_images=int((~partial).sum()),
             unlabelled_images=int((bare & partial & ~undecided).sum()),
             negative_images=int((bare & ~partial).sum()),
-            objects={kind: sum(found[kind] for found in per_class.values()) for kind in kinds},
+            objects={kind: sum(counts[kind] for counts in per_class.values()) for kind in kinds},
             per_class=per_class,
-            crowds=crowds,
+            crowds=totals["crowds"],
+            one_label_points=totals["one_label_points"],
             undecided_images=int(undecided.sum()),
         )
 
@@ -250,9 +254,9 @@ class AnnotationStore:
         """Images and objects by kind of supervision."""
         meta = self._pack.meta()
         own = ClassMap.from_json(meta["classes"])
-        found = {name: meta["objects"].get(str(i), {}) for name, i in zip(own.names, own.ids, strict=True)}
-        counts = {name: found.get(name, {}) for name in self.classes.names}
-        return Census.count(np.asarray(self._pack.flags), self._unannotated, counts, meta["crowds"])
+        ids = dict(zip(own.names, own.ids, strict=True))
+        names = {ids.get(name, -1 - i): name for i, name in enumerate(self.classes.names)}
+        return Census.count(np.asarray(self._pack.flags), self._unannotated, names, meta)
 
 
 def _size_of(path: Path) -> tuple[int, int]:

@@ -17,19 +17,33 @@ from leanmask.data.annotation import Row, first_fault, supervision_of
 from leanmask.data.files import IMAGE_SUFFIXES, read_json, why
 from leanmask.data.pack import Pack, Piece, cache_key, find_pack, return_memory, text_key, write_pack
 from leanmask.errors import DataError
+from leanmask.records import Supervision
 
 ANNOTATED, EXHAUSTIVE, PARTIAL = 1, 2, 4  # bits of an image's flag; the last two are what its `exhaustive` field says
 
 
 @dataclass
 class Totals:
-    """What `group_images` counts on its way: kind by category id, and crowds."""
+    """What is counted on the way through a file: kinds by category id, crowds, objects whose points are all of one
+    label.
+    """
 
     objects: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     crowds: int = 0
+    one_label_points: int = 0
+
+    def add(self, row: Row) -> None:
+        """Count one annotation."""
+        if row.get("iscrowd"):
+            self.crowds += 1
+            return
+        kind = supervision_of(row)
+        self.objects[row["category_id"]][kind.name.lower()] += 1
+        self.one_label_points += kind == Supervision.POINTS and len(set(row["point_labels"])) == 1
 
     def to_json(self) -> dict[str, Any]:
-        return {"objects": {str(key): dict(value) for key, value in self.objects.items()}, "crowds": self.crowds}
+        objects = {str(key): dict(value) for key, value in self.objects.items()}
+        return {"objects": objects, "crowds": self.crowds, "one_label_points": self.one_label_points}
 
 
 def rows_of(content: dict[str, Any], key: str, path: Path) -> list[Row]:
@@ -74,10 +88,7 @@ def group_images(content: dict[str, Any], path: Path, totals: Totals) -> Iterato
         for row in rows:
             _require_usable(row, image, known, path)
             _shrink(row)
-            if row.get("iscrowd"):
-                totals.crowds += 1
-            else:
-                totals.objects[row["category_id"]][supervision_of(row).name.lower()] += 1
+            totals.add(row)
         yield Piece({"image": image, "annotations": rows}, image_flag(image, bool(rows)))
 
 

@@ -17,8 +17,8 @@ YAML_SUFFIXES = (".yaml", ".yml")
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled2017", "unlabeled2017")
 ROBOFLOW = {"train": "train", "valid": "val", "val": "val", "test": "test"}
 LOOKED_FOR = (
-    "data.yaml with `splits`, annotations/instances_*.json beside images/ (or train2017/ as COCO has it), or Roboflow's "
-    "train/_annotations.coco.json"
+    "data.yaml with `splits`, annotations/instances_*.json beside images/ (or train2017/ as COCO has it), or "
+    "Roboflow's train/_annotations.coco.json"
 )
 
 
