@@ -1,0 +1,111 @@
+"""Simulates the person who clicks: classified points in a box, a point for an object, and mistakes near the boundary.
+
+Everything is in the image frame. Letters: P points, H W rows and columns of the image. Pixel (x, y) is column x, row y.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from leanmask.data.annotation import Size, segmentation_of
+from leanmask.data.chance import stable_number
+from leanmask.errors import DataError
+from leanmask.geometry import FloatArray
+from leanmask.masks import Rle, decode_counts, rle_crop
+
+IntArray = npt.NDArray[np.int64]
+
+
+def rle_of(row: dict[str, Any], size: Size) -> Rle:
+    """The mask of a COCO annotation as RLE of the whole image of `size` (H, W); polygons are rasterised COCO's way."""
+    segmentation = segmentation_of(row)
+    assert segmentation is not None, "the caller made sure that there is a mask"
+    if isinstance(segmentation, dict):
+        return segmentation
+    height, width = size
+    parts = [polygon.reshape(-1).tolist() for polygon in segmentation]
+    return dict(coco_mask.merge(coco_mask.frPyObjects(parts, height, width)))
+
+
+def labels_at(rle: Rle, pixels_xy: IntArray) -> IntArray:
+    """(P,) 1 where the pixel belongs to the mask, else 0, for (P, 2) pixel indices inside the image."""
+    position = pixels_xy[:, 0] * rle["size"][0] + pixels_xy[:, 1]
+    edges = np.cumsum(decode_counts(rle["counts"]))
+    return np.searchsorted(edges, position, side="right") % 2
+
+
+def random_pixels(bbox_xywh: list[float], size: Size, count: int, seed: int, annotation_id: int) -> IntArray:
+    """(count, 2) pixel indices, uniform in the box and rounded down, as detectron2's PointSup tool makes them;
+    duplicates are possible.
+
+    They depend on seed, annotation id and box alone, and fewer points are the first of more. Raises DataError when the
+    box lies outside the image.
+    """
+    x, y, width, height = bbox_xywh
+    low, high = np.maximum([x, y], 0), np.minimum([x + width, y + height], [size[1], size[0]])
+    if (low >= high).any():
+        raise DataError(f"bbox {bbox_xywh} lies outside the image of {size[1]} x {size[0]} pixels")
+    rng = np.random.default_rng(stable_number(seed, "points", annotation_id))
+    pixels = np.floor(low + rng.random((count, 2)) * (high - low)).astype(np.int64)
+    return np.minimum(pixels, [size[1] - 1, size[0] - 1])
+
+
+def mass_centre(rle: Rle) -> FloatArray | None:
+    """(2,) continuous xy of the mean of the mask's pixel centres, PointWSSIS's point; it may lie outside a concave
+    object. None when the mask is empty.
+    """
+    pixels = _mask_pixels(rle)
+    return pixels.mean(axis=0) + 0.5 if len(pixels) else None
+
+
+def random_inside(rle: Rle, seed: int, annotation_id: int) -> FloatArray | None:
+    """(2,) continuous xy of the centre of a random pixel of the mask; None when the mask is empty."""
+    pixels = _mask_pixels(rle)
+    if not len(pixels):
+        return None
+    rng = np.random.default_rng(stable_number(seed, "point", annotation_id))
+    return pixels[rng.integers(len(pixels))] + 0.5
+
+
+def _mask_pixels(rle: Rle) -> IntArray:
+    edges = np.cumsum(decode_counts(rle["counts"]))
+    starts, ends = edges[0::2], edges[1::2]
+    starts = starts[: len(ends)]
+    lengths = ends - starts
+    before = np.cumsum(lengths) - lengths
+    position = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+    return np.stack([position // rle["size"][0], position % rle["size"][0]], axis=1)
+
+
+def boundary_distances(rle: Rle, pixels_xy: IntArray) -> FloatArray:
+    """(P,) distance in pixels from each pixel to the nearest one on the other side of the boundary; infinite
+    when there is none inside the mask's bounds, the points' and one pixel around them.
+    """
+    x, y, width, height = (int(n) for n in coco_mask.toBbox(rle))
+    bounds = np.array([[x, y], [x + width - 1, y + height - 1]]) if width else pixels_xy
+    spots = np.concatenate([bounds, pixels_xy])
+    low = np.maximum(spots.min(axis=0) - 1, 0)
+    high = np.minimum(spots.max(axis=0) + 2, [rle["size"][1], rle["size"][0]])
+    crop = rle_crop(rle, (int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1]))).astype(bool)
+    edge_xy, edge_inside = _edge_pixels(crop)
+    local = pixels_xy - low
+    inside = crop[local[:, 1], local[:, 0]]
+    squared = ((local[:, None] - edge_xy[None]) ** 2).sum(axis=2).astype(np.float64)
+    squared[inside[:, None] == edge_inside[None]] = np.inf
+    return np.sqrt(squared.min(axis=1, initial=np.inf))
+
+
+def _edge_pixels(crop: npt.NDArray[np.bool_]) -> tuple[IntArray, npt.NDArray[np.bool_]]:
+    # The nearest pixel of the other label always has a direct neighbour of one's own label, so these are enough.
+    edge = np.zeros_like(crop)
+    across, down = crop[:, 1:] != crop[:, :-1], crop[1:] != crop[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    rows, columns = np.nonzero(edge)
+    return np.stack([columns, rows], axis=1), crop[rows, columns]
