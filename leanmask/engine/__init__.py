@@ -1,1 +1,1 @@
-"""The training loop and what it needs: step, teacher, optimiser, checkpoints and journal. Knows no model and no method."""
+"""The training loop and what it needs: step, teacher, optimiser, checkpoints, journal. Knows no model, no method."""

@@ -1,0 +1,65 @@
+"""What the trainer is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from leanmask.config import OptimConfig, TrainConfig
+from leanmask.engine.teacher import Teacher
+from leanmask.engine.watch import WatchRules
+from leanmask.errors import RunError
+from leanmask.methods.base import Method
+from leanmask.models.base import Model
+from leanmask.records import Batch
+
+Evaluated = Mapping[str, Mapping[str, Any]]
+"""Metrics by who was measured: {"student": {"AP": 0.31, ...}, "teacher": {...}}. "AP" chooses the best weights; a list
+under "per_class" goes into the journal as it is. The entry "pseudo", if any, is the quality of the pseudo-labels."""
+
+
+class RunInterrupted(RunError):
+    """Somebody asked the training to stop; everything is saved and the message says how to go on."""
+
+
+class Best(TypedDict):
+    """Which weights `best.safetensors` holds. AP is None when nothing was ever evaluated."""
+
+    who: str
+    step: int
+    AP: float | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training.
+
+    batches: from a start step to an endless iterator of this process's batches. evaluate: called by every process after
+    the given number of updates; the first one's answer counts, None = nothing was measured. describe: metadata for the
+    weights file (class map, preprocessing, version, licence, configuration). on_progress: called on the first process
+    after every update with (finished updates, all updates, losses).
+    """
+
+    student: Model
+    teacher: Teacher
+    method: Method
+    batches: Callable[[int], Iterator[Batch]]
+    evaluate: Callable[[int], Evaluated | None]
+    folder: Path
+    train: TrainConfig
+    optim: OptimConfig
+    describe: Mapping[str, Any] = field(default_factory=dict)
+    on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None
+    watch: WatchRules = field(default_factory=WatchRules)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """steps: finished updates. seconds: wall time over all sittings. skipped_steps: updates left out as not finite."""
+
+    steps: int
+    seconds: float
+    best: Best | None
+    skipped_steps: int
