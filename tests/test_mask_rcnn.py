@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import Tensor
@@ -15,8 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from leanmask.masks import Crops, Grids
 from leanmask.models import MODELS
-from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, class_targets
-from leanmask.models.matching import assign
+from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Samples, class_targets
 from leanmask.records import Instances, Proposals, Supervision, Target
 
 CLASSES = 5
@@ -170,3 +167,134 @@ def test_losses_are_torchvisions(twins, scene) -> None:
     }
     for name, theirs_name in names.items():
         torch.testing.assert_close(losses[name], expected[theirs_name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_losses_and_masks_of_positives() -> None:
+    model = tiny().train()
+    targets = [target_of([[10, 10, 50, 60]]), target_of([[20, 30, 70, 70], [60, 60, 90, 90]], Supervision.BOX)]
+    losses, predictions = model(torch.rand(2, 3, 96, 96), targets)
+    assert set(losses) == LOSSES
+    assert all(loss.dim() == 0 and loss.dtype == torch.float32 and loss > 0 for loss in losses.values())
+    assert predictions.logits.shape == (len(predictions), CLASSES, 28, 28)
+    assert set(predictions.image_index.tolist()) == {0, 1}  # the second image's objects have no mask
+    expected = torch.where(predictions.image_index == 0, 0, predictions.object_index)
+    assert torch.equal(predictions.categories, expected)
+    total(losses).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+NOTHING = {
+    "empty": [empty_target(), empty_target()],
+    "unlabelled": [empty_target(exhaustive=False), empty_target(exhaustive=False)],
+    "boxes only": [target_of([[10, 10, 50, 60]], Supervision.BOX), empty_target()],
+    "points only": [point_target([[30.0, 40.0]]), point_target([[5.0, 5.0], [90.0, 80.0]])],
+    "weight 0": [target_of([[10, 10, 50, 60]], weights=[0.0]), target_of([[10, 10, 50, 60]], weights=[0.0])],
+    "no area": [target_of([[10, 10, 10, 60]], Supervision.BOX), target_of([[20, 20, 20, 20]], Supervision.BOX)],
+}
+
+
+@pytest.mark.parametrize("targets", NOTHING.values(), ids=NOTHING.keys())
+def test_batches_that_lack_something_train(targets: list[Target]) -> None:
+    model = tiny().train()
+    losses, predictions = model(torch.rand(2, 3, 64, 64), targets)
+    assert losses["loss_mask"] == 0
+    assert torch.isfinite(total(losses))
+    total(losses).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+    assert len(predictions) == 0 or targets is NOTHING["boxes only"]
+
+
+def test_bfloat16_and_channels_last() -> None:
+    model = tiny().to(memory_format=torch.channels_last).train()
+    images = torch.rand(2, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+    targets = [target_of([[10, 10, 50, 60]]), target_of([[20, 30, 70, 70]])]
+    torch.manual_seed(0)
+    exact, _ = model(images, targets)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough, predictions = model(images, targets)
+        found = model.eval().predict(images)
+    assert all(loss.dtype == torch.float32 for loss in rough.values())
+    assert predictions.logits.dtype == torch.float32
+    assert found[0].boxes.dtype == found[0].masks.values.dtype == torch.float32
+    for name in ("loss_objectness", "loss_classifier", "loss_mask"):
+        torch.testing.assert_close(rough[name], exact[name], rtol=0.05, atol=0.02)
+
+
+def test_predict_when_nothing_is_found() -> None:
+    found = tiny(score_floor=1.0).eval().predict(torch.rand(2, 3, 64, 64))
+    for instances in found:
+        assert len(instances) == 0
+        assert instances.masks.values.shape == (0, 28, 28)
+        assert instances.class_probabilities.shape == (0, CLASSES)
+
+
+def test_predictions_stay_inside_the_content() -> None:
+    content = [(0.0, 0.0, 96.0, 40.0), (10.0, 20.0, 96.0, 96.0)]
+    found = tiny().eval().predict(torch.rand(2, 3, 96, 96), content)
+    for instances, (x0, y0, x1, y1) in zip(found, content, strict=True):
+        assert 0 < len(instances) <= 100
+        assert instances.boxes.min() >= 0
+        assert (instances.boxes >= torch.tensor([x0, y0, x0, y0])).all()
+        assert (instances.boxes <= torch.tensor([x1, y1, x1, y1])).all()
+        assert (instances.scores.diff() <= 0).all()
+        assert (instances.scores > 0.01).all()
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_predict_masks_are_those_of_the_forward_pass(class_agnostic: bool) -> None:
+    model = tiny(class_agnostic=class_agnostic).train()
+    images = torch.rand(2, 3, 96, 96)
+    _, predictions = model(images, [target_of([[10, 10, 50, 60]]), target_of([[20, 30, 70, 70], [60, 60, 90, 90]])])
+    shuffled = predictions[torch.randperm(len(predictions))]
+    again = model.predict_masks(images, shuffled.proposals())
+    torch.testing.assert_close(again.logits, shuffled.logits, atol=1e-5, rtol=1e-4)
+    assert again.logits.shape[1] == (1 if class_agnostic else CLASSES)
+    assert torch.equal(again.object_index, shuffled.object_index)
+
+
+def test_predict_masks_for_no_box() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    proposals = Proposals(image_index=none, boxes=torch.zeros(0, 4), object_index=none, categories=none)
+    assert tiny().predict_masks(torch.rand(1, 3, 64, 64), proposals).logits.shape == (0, CLASSES, 28, 28)
+
+
+def test_a_few_steps_learn_an_image() -> None:
+    model = tiny().train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    images = torch.rand(1, 3, 64, 64) * 0.2
+    images[0, :, 10:50, 8:40] += 0.7
+    targets = [target_of([[8, 10, 40, 50]])]
+    for _ in range(40):
+        losses, _ = model(images, targets)
+        optimiser.zero_grad()
+        total(losses).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimiser.step()
+    best = model.eval().predict(images)[0]
+    assert best.scores[0] > 0.5
+    assert best.categories[0] == 0
+    assert (best.boxes[0] - targets[0].instances.boxes[0]).abs().max() < 6
+
+
+def test_soft_classes_are_the_target() -> None:
+    target = target_of([[10, 10, 50, 60], [40, 40, 90, 90]])
+    soft = torch.tensor([[0.2, 0.2, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
+    doubtful = Target(instances=target.instances.replace(class_probabilities=soft), ignore=target.ignore)
+    index = torch.tensor([0, 1, -1])
+    samples = Samples(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64), index, torch.tensor([0, 1, 0]))
+    assert class_targets(samples, [target], CLASSES).tolist() == [1, 2, 0]
+    expected = [[0, 0.5, 0.5, 0, 0, 0], [0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+    torch.testing.assert_close(class_targets(samples, [doubtful], CLASSES), torch.tensor(expected))
+
+
+def test_config_takes_the_backbones_numbers() -> None:
+    assert MaskRCNNConfig(backbone="resnet50").preset().rpn_before_nms == (2000, 1000)
+    assert MaskRCNNConfig(backbone="tiny").preset().fpn_channels == 64
+    assert MaskRCNNConfig(backbone="tiny", proposals_per_image=33).preset().proposals_per_image == 33
+    assert MaskRCNNConfig(backbone="resnet50", aligned=True).preset().aligned
+    assert MaskRCNNConfig(backbone="resnet50", weights="DEFAULT").backbone_spec().norm == "frozen_batch"
+    assert MaskRCNNConfig(backbone="resnet50", weights="DEFAULT").backbone_spec().trainable_layers == 3
+    assert MaskRCNNConfig(backbone="resnet50").backbone_spec().trainable_layers == 5
+    assert MODELS["mask_rcnn"].Config is MaskRCNNConfig
+    assert sum(p.numel() for p in tiny().parameters()) < 4.2e6

@@ -158,7 +158,7 @@ class RoIHeads(nn.Module):
     def classify(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (K, C + 1), background first, and coded boxes (K, C + 1, 4) for boxes (K, 4)."""
         logits, coded = self.box_predictor(self.box_head(self.box_pool(features, boxes, image_index)))
-        return logits.float(), coded.float().reshape(len(boxes), -1, 4)
+        return logits.float(), coded.float().reshape(len(boxes), logits.shape[1], 4)
 
     def masks(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         """Mask logits (K, C, 28, 28) for boxes (K, 4); C = 1 for a class-agnostic branch."""
@@ -166,7 +166,7 @@ class RoIHeads(nn.Module):
             channels = 1 if self.class_agnostic else self.mask_predictor.mask_fcn_logits.out_channels - 1
             nothing = finite_zero(self.mask_head) + finite_zero(self.mask_predictor)
             return features[0].new_zeros(0, channels, 2 * MASK_CELLS, 2 * MASK_CELLS).float() + nothing
-        logits = self.mask_predictor(self.mask_head(self.mask_pool(features, boxes, image_index)))
+        logits = upsampled_logits(self.mask_predictor, self.mask_head(self.mask_pool(features, boxes, image_index)))
         return logits.float() if self.class_agnostic else logits[:, 1:].float()
 
 
@@ -342,6 +342,23 @@ class MaskRCNN(Model):
             instances.replace(masks=Grids(part, instances.boxes))
             for instances, part in zip(found, values.split(counts), strict=True)
         ]
+
+
+def upsampled_logits(predictor: MaskRCNNPredictor, features: Tensor) -> Tensor:
+    """`predictor(features)`, (K, channels, 2S, 2S) from (K, c, S, S), with matrix products.
+
+    A transposed convolution of stride 2 and size 2 is one linear map from a cell to its four new ones, followed here by
+    another to the logits; only the logits are put in place. On CPUs the transposed convolution's own backward pass took
+    a seventh of a training step.
+    """
+    deconv, last = predictor.conv5_mask, predictor.mask_fcn_logits
+    count, channels, rows, columns = features.shape
+    cells = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    weight = deconv.weight.permute(2, 3, 1, 0).reshape(-1, channels)
+    hidden = F.linear(cells, weight, deconv.bias.repeat(4)).relu()
+    logits = F.linear(hidden.view(-1, deconv.out_channels), last.weight.flatten(1), last.bias)
+    grid = logits.view(count, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)
+    return grid.reshape(count, -1, 2 * rows, 2 * columns)
 
 
 def class_targets(samples: Samples, targets: Sequence[Target], num_classes: int) -> Tensor:

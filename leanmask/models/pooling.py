@@ -58,10 +58,9 @@ def axis_weights(start: Tensor, end: Tensor, axis: Axis, window: Window | None =
     bins = size / axis.cells
     samples = torch.full_like(bins, axis.samples) if axis.samples else bins.ceil().clamp(min=1.0)
     step = torch.arange(int(samples.max()), device=start.device) + 0.5
-    within = (torch.arange(axis.cells, device=start.device)[:, None] + (step / samples[:, None])[:, None]) * bins[
-        :, None, None
-    ]
-    position = start[:, None, None] + within
+    cell = torch.arange(axis.cells, device=start.device)[:, None]
+    # In RoIAlign's order of operations, so that rounding is the same.
+    position = start[:, None, None] + cell * bins[:, None, None] + (step * bins[:, None] / samples[:, None])[:, None]
     share = (step < samples[:, None])[:, None] & (position >= -1) & (position <= axis.length)
     portion = share / samples[:, None, None]
     position = position.clamp(0, axis.length - 1)
