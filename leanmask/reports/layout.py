@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup, escape
 from rich import box
@@ -33,7 +34,8 @@ def render_rich(table: Table) -> RichTable:
     caption = Text(table.note) if table.note else None
     rich_table = RichTable(title=Text(table.title), caption=caption, box=box.SIMPLE_HEAD)
     for index, header in enumerate(table.headers):
-        rich_table.add_column(Text(header), justify="left" if index < table.text_columns else "right")
+        justify: Literal["left", "right"] = "left" if index < table.text_columns else "right"
+        rich_table.add_column(Text(header), justify=justify, overflow="fold")
     for at, row in enumerate(table.rows):
         rich_table.add_row(*(Text(cell, "bold" if (at, i) in table.strong else "") for i, cell in enumerate(row)))
     return rich_table
@@ -93,15 +95,15 @@ def points(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 05 min`."""
+    """`45s`, `3m 20s`, `2h 05m`."""
     if seconds is None:
         return NOTHING
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
+        return f"{whole}s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
 def count(value: float | None) -> str:

@@ -64,7 +64,7 @@ def run_comparison(runs: Sequence[RunSummary], names: Sequence[str]) -> Table:
         rows.append([*text, *map(points, found), ", ".join(others) or NOTHING, steps, time])
         values.append(found)
     headers = ("run", "method", "model", "best", "AP", "AP50", "AP75", "box AP", "the other's AP", "steps", "time")
-    return Table("Runs", headers, rows, text_columns=4, strong=_column_best(values, first_column=4))
+    return Table("Runs side by side", headers, rows, text_columns=4, strong=_column_best(values, first_column=4))
 
 
 def per_class_ap(runs: Sequence[RunSummary], names: Sequence[str]) -> Table | None:
@@ -223,7 +223,7 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _unfinished(run: RunSummary) -> bool:
-    return run.planned_steps is not None and run.last_step < run.planned_steps - 1
+    return run.planned_steps is not None and run.last_step < run.planned_steps
 
 
 def _kind_text(kind: str) -> str:

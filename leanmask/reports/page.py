@@ -1,0 +1,204 @@
+"""`report.html`: one or several runs on a single page that needs nothing from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from leanmask import __version__
+from leanmask.errors import RunError
+from leanmask.reports import tables
+from leanmask.reports.collect import RESULTS_NAME, RunSummary, distinct_names, read_run
+from leanmask.reports.figures import MARKERS, PALETTE, Group, all_figures
+from leanmask.reports.layout import Table, points, render_html
+from leanmask.reports.pictures import Choice, Comparison, compare
+
+TEMPLATE = "report.html.j2"
+MOST_EVENTS = 200
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: what the template needs to lay it out, and where the menu points."""
+
+    key: str
+    title: str
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Group, ...] = ()
+    folded: tuple[Table, ...] = ()
+
+
+def write_report(
+    runs: Sequence[Path], out: Path, *, title: str | None = None, overwrite: bool = False, choice: Choice = Choice()
+) -> Path:
+    """Write the report of one or several run folders to `out` and return that path.
+
+    Works for runs that are still going on or were killed; what is missing is said on the page. `choice`: which
+    pictures. Raises RunError when a folder is no run folder, or when `out` exists (unless `overwrite`) or cannot be
+    written.
+    """
+    if not runs:
+        raise RunError("a report needs at least one run folder")
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise RunError(f"{out} exists already and is not overwritten; choose another --out or move it away")
+    summaries = [read_run(run) for run in runs]
+    _write_atomically(out, render(summaries, title, choice))
+    return out
+
+
+def render(runs: Sequence[RunSummary], title: str | None = None, choice: Choice = Choice()) -> str:
+    """The page as text."""
+    names = distinct_names(runs)
+    pictures = _pictures(runs, names, choice)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["table"] = render_html
+    return environment.get_template(TEMPLATE).render(
+        title=title or ", ".join(names),
+        version=__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        headline=headline(runs, names),
+        comparison=tables.run_comparison(runs, names),
+        legend=_legend(names),
+        sections=_sections(runs, names),
+        pictures=pictures,
+        choice=choice,
+        palette=list(enumerate(PALETTE)),
+        configurations=[(name, _yaml(run)) for run, name in zip(runs, names, strict=True)],
+        messages=_messages(runs, names),
+    )
+
+
+def headline(runs: Sequence[RunSummary], names: Sequence[str]) -> str:
+    """One sentence: who is best, by how much, and by which network."""
+    scored = [
+        (ap, name, run)
+        for run, name in zip(runs, names, strict=True)
+        if (who := run.best_network) is not None and (ap := run.final[who].ap) is not None
+    ]
+    if not scored:
+        return "No evaluation has finished yet; the curves below show how far training is."
+    scored.sort(key=lambda entry: -entry[0])
+    ap, name, run = scored[0]
+    sentence = f"{name} reaches a mask AP of {points(ap)} with its {run.best_network}"
+    if len(scored) == 1:
+        return f"{sentence}."
+    other_ap, other, _ = scored[1]
+    if points(ap) == points(other_ap):
+        return f"{sentence}, the same as {other}."
+    return f"{sentence}, {points(ap - other_ap)} points above {other} ({points(other_ap)})."
+
+
+def _sections(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Section]:
+    """What there is to show, in reading order; parts without content are left out."""
+    groups = all_figures(runs, names)
+
+    def found(*wanted: Table | None) -> tuple[Table, ...]:
+        return tuple(table for table in wanted if table is not None)
+
+    def drawn(*keys: str) -> tuple[Group, ...]:
+        return tuple(groups[key] for key in keys if key in groups)
+
+    splits = dict.fromkeys(split for run in runs for split in run.census)
+    per_class = [tables.census_per_class(run, name) for run, name in zip(runs, names, strict=True)]
+    census = found(*(tables.census(runs, names, split) for split in splits))
+    sections = [
+        Section("labels", "Labels", tables=census, folded=found(*per_class)),
+        Section("curves", "Accuracy over time", figures=drawn("ap")),
+        Section("classes", "Classes", tables=found(tables.per_class_ap(runs, names))),
+        Section("pseudo", "Pseudo-labels", figures=drawn("pseudo", "counts")),
+        Section("losses", "Losses and learning rate", figures=drawn("losses", "lr")),
+        Section("settings", "Settings that differ", tables=found(tables.differences(runs, names))),
+        Section("environment", "Environment", folded=found(tables.environments(runs, names))),
+    ]
+    return [part for part in sections if part.tables or part.figures or part.folded]
+
+
+def _legend(names: Sequence[str]) -> list[dict[str, Any]]:
+    shapes = dict(zip("osD^vPX*", "●■◆▲▼✚✖★", strict=True))
+    return [
+        {"name": name, "series": at % len(PALETTE), "marker": shapes[MARKERS[at % len(MARKERS)]]}
+        for at, name in enumerate(names)
+    ]
+
+
+def _pictures(runs: Sequence[RunSummary], names: Sequence[str], choice: Choice) -> Comparison:
+    """Pictures of the runs that were evaluated on the same files as the first one that has results."""
+    with_results = [(run, name) for run, name in zip(runs, names, strict=True) if _results(run) and run.validation]
+    if not with_results:
+        return Comparison(notes=[f"no pictures: no run has a results file ({RESULTS_NAME}) and its validation images"])
+    files = with_results[0][0].validation
+    same = {name: path for run, name in with_results if run.validation == files and (path := _results(run))}
+    left_out = [name for _, name in with_results if name not in same]
+    if files is None:
+        raise AssertionError("runs without validation files were left out above")
+    found = compare(same, files, choice)
+    notes = [f"no pictures of {name}: it was evaluated on another data set than the first run" for name in left_out]
+    return Comparison(found.rows, found.notes + notes)
+
+
+def _results(run: RunSummary) -> Path | None:
+    return run.results.get(run.best_network or "")
+
+
+def _yaml(run: RunSummary) -> str:
+    return yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "config.yaml is missing"
+
+
+def _messages(runs: Sequence[RunSummary], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Problems of the folders, notes of the evaluations and events of the journals, with the run they are from."""
+    found: list[dict[str, Any]] = []
+    for run, name in zip(runs, names, strict=True):
+        found += [{"run": name, "step": None, "text": problem} for problem in run.problems]
+        for who, final in run.final.items():
+            found += [{"run": name, "step": final.step, "text": f"evaluation, {who}: {note}"} for note in final.notes]
+            if final.from_journal:
+                text = f"{who}: no evaluation file, so its numbers are those of the journal"
+                found.append({"run": name, "step": final.step, "text": text})
+        if (sentence := _best_note(run)) is not None:
+            found.append({"run": name, "step": None, "text": sentence})
+        events = [{"run": name, "step": row["step"], "text": str(row.get("message"))} for row in run.journal.events]
+        found += events[:MOST_EVENTS]
+        if len(events) > MOST_EVENTS:
+            text = f"{len(events) - MOST_EVENTS} more events stand in journal.jsonl"
+            found.append({"run": name, "step": None, "text": text})
+    return found
+
+
+def _best_note(run: RunSummary) -> str | None:
+    """A sentence when the saved best weights are older than the evaluation that the page shows."""
+    shown = run.final.get(run.best_network or "")
+    step = run.best.get("step", "")
+    if shown is None or shown.step is None or not step.isdigit() or int(step) >= shown.step:
+        return None
+    return (
+        f"best.safetensors holds the {run.best_network} of step {step}; "
+        f"the numbers on this page are those of step {shown.step}"
+    )
+
+
+def _write_atomically(out: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(out)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write the report {out}: {error.strerror}") from None
