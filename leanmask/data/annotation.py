@@ -88,7 +88,7 @@ def faults(row: Row, size: Size | None) -> Iterator[Fault]:
     size: (height, width) of the row's image, None when unknown.
     """
     yield from _id_faults(row)
-    yield from _finite_faults(row)
+    yield from finite_faults(row)
     yield from _box_faults(row.get("bbox"))
     yield from _segmentation_faults(row.get("segmentation"), size)
     yield from _point_faults(row)
@@ -105,7 +105,8 @@ def _id_faults(row: Row) -> Iterator[Fault]:
             yield Fault("malformed", key, f"{key} must be a whole number, found {row.get(key)!r}")
 
 
-def _finite_faults(row: Row) -> Iterator[Fault]:
+def finite_faults(row: Row) -> Iterator[Fault]:
+    """Fields of any row that hold NaN or infinity, however deep."""
     for key, value in row.items():
         if not _finite(value):
             yield Fault("not-finite", key, f"{key} holds NaN or infinity")

@@ -98,3 +98,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself, sorted by name. Raises DataError when the folder cannot be read."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    except OSError as error:
+        raise DataError(f"cannot read the image folder {folder}: {why(error)}") from None

@@ -14,7 +14,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from leanmask.data.annotation import Row, first_fault, supervision_of
-from leanmask.data.files import IMAGE_SUFFIXES, read_json, why
+from leanmask.data.files import image_files, read_json
 from leanmask.data.pack import Pack, Piece, cache_key, find_pack, return_memory, text_key, write_pack
 from leanmask.errors import DataError
 from leanmask.records import Supervision
@@ -175,10 +175,7 @@ def _pack_file(path: Path, key: str, only_images: bool) -> Pack:
 
 def folder_pack(folder: Path) -> Pack:
     """The pack of a plain folder: its images in the order of their names, numbered from 1. Raises DataError."""
-    try:
-        names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    except OSError as error:
-        raise DataError(f"cannot read the image folder {folder}: {why(error)}") from None
+    names = [path.name for path in image_files(folder)]
     key = text_key(json.dumps(names), "folder")
     pieces = (
         Piece({"image": {"id": number, "file_name": name}, "annotations": []}, PARTIAL)
