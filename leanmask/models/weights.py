@@ -4,11 +4,9 @@ left out.
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -47,9 +45,9 @@ def read_state(path: Path) -> State:
         if path.suffix == ".safetensors":
             return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"weights file {path} is damaged or holds more than tensors: {reason}") from None
+    except Exception as error:  # bytes that are no checkpoint make the readers fail in any way, KeyError included
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise CheckpointError(f"weights file {path} is damaged or holds more than tensors ({reason})") from None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
