@@ -609,6 +609,14 @@ def test_page_says_when_better_weights_are_older(tmp_path: Path, data: Validatio
     assert "best.safetensors holds the student of step 20; the numbers on this page are those of step 40" in text
 
 
+def test_step_of_a_metrics_file_without_one_is_the_journals(tmp_path: Path, data: ValidationFiles) -> None:
+    folder = make_run(tmp_path / "a", data)
+    path = folder / "evaluation" / "teacher" / "metrics.json"
+    path.write_text(json.dumps({"metrics": {"AP": 0.5}}), encoding="utf-8")
+    final = read_run(folder).final["teacher"]
+    assert (final.ap, final.step, final.from_journal) == (0.5, 40, False)
+
+
 def test_runs_on_other_data_are_left_out_of_the_pictures(tmp_path: Path, data: ValidationFiles) -> None:
     other = tmp_path / "other.json"
     other.write_bytes(data.annotations.read_bytes())

@@ -221,10 +221,12 @@ def _journal_row(line: bytes) -> dict[str, Any] | None:
 
 def _final(folder: Path, who: str, journal: Journal, problems: list[str]) -> FinalMetrics | None:
     path = folder / "evaluation" / who / "metrics.json"
+    rows = [row for row in journal.evaluations if row.get("who") == who and section(row, "metrics")]
     if path.exists():
         content = _read_mapping(path, problems)
         if section(content, "metrics"):
-            step = content.get("step")
+            # A run evaluates into the same file again and again: what it holds is the journal's last evaluation.
+            step = content.get("step", rows[-1]["step"] if rows else None)
             return FinalMetrics(
                 who=who,
                 metrics=section(content, "metrics"),
@@ -232,7 +234,6 @@ def _final(folder: Path, who: str, journal: Journal, problems: list[str]) -> Fin
                 notes=[str(note) for note in content.get("notes") or []],
                 step=step if isinstance(step, int) else None,
             )
-    rows = [row for row in journal.evaluations if row.get("who") == who and section(row, "metrics")]
     if not rows:
         return None
     last = rows[-1]
