@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -210,6 +210,7 @@ def naive_distance(mask: np.ndarray, x: int, y: int) -> float:
     return float(np.hypot(other_x - x, other_y - y).min()) if len(other_x) else math.inf
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), density=st.floats(0.02, 0.98))
 def test_lookups_equal_the_decoded_mask(seed: int, density: float) -> None:
     rng = np.random.default_rng(seed)
@@ -250,6 +251,7 @@ def test_an_empty_mask_has_no_point_to_click_on() -> None:
     assert np.isinf(boundary_distances(rle, np.array([[1, 1]]))).all()
 
 
+@settings(deadline=None)
 @given(
     box=st.tuples(st.floats(-3, 25), st.floats(-3, 15), st.floats(0.1, 40), st.floats(0.1, 40)),
     seed=st.integers(0, 99),
@@ -506,6 +508,7 @@ def test_options_that_a_protocol_does_not_have_are_errors(digits: Path, tmp_path
         split(digits, tmp_path / "out", "boxes", options=SplitOptions(mask_classes=("one",)))
 
 
+@settings(deadline=None)
 @given(items=st.lists(st.integers(), unique=True, max_size=30), seed=st.integers(0, 9), data=st.data())
 def test_the_order_of_a_part_is_the_order_of_the_whole(items: list[int], seed: int, data: st.DataObject) -> None:
     part = data.draw(st.lists(st.sampled_from(items), unique=True)) if items else []
@@ -513,6 +516,7 @@ def test_the_order_of_a_part_is_the_order_of_the_whole(items: list[int], seed: i
     assert shuffled(part, seed, "object") == [item for item in whole if item in set(part)]
 
 
+@settings(deadline=None)
 @given(total=st.integers(0, 5000), low=st.floats(0, 1), high=st.floats(0, 1))
 def test_counts_are_rounded_and_grow_with_the_share(total: int, low: float, high: float) -> None:
     low, high = sorted((low, high))
