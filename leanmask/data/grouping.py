@@ -140,7 +140,7 @@ def _require_usable(row: Row, image: Row, known: set[int], path: Path) -> None:
 def _shrink(row: Row) -> None:
     # Uncompressed RLE is many times the size of compressed RLE and slower to read again and again.
     found = row.get("segmentation")
-    if isinstance(found, dict) and isinstance(found["counts"], list):
+    if isinstance(found, dict) and isinstance(found.get("counts"), list):
         height, width = found["size"]
         rle = coco_mask.frPyObjects({"size": [height, width], "counts": found["counts"]}, height, width)
         row["segmentation"] = {"size": [height, width], "counts": rle["counts"].decode("ascii")}

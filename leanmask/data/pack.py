@@ -48,7 +48,8 @@ class Pack:
         path = self.folder / "images.bin"
         if path.stat().st_size != self.offsets[-1]:
             raise ValueError(f"{path} is cut off")
-        self._blob: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r")
+        empty = np.zeros(0, dtype=np.uint8)  # an empty file cannot be mapped
+        self._blob: npt.NDArray[np.uint8] = np.memmap(path, dtype=np.uint8, mode="r") if self.offsets[-1] else empty
 
     def __len__(self) -> int:
         return len(self.flags)
