@@ -4,6 +4,7 @@ full disk at any moment leaves the previous one intact; loading never runs code 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -64,8 +65,9 @@ def save_checkpoint(folder: Path, live: Live, progress: Mapping[str, Any], rng: 
 
 def _write_files(new: Path, live: Live, progress: Mapping[str, Any], rng: list[RngState]) -> None:
     method_state = live.method.state_dict() if hasattr(live.method, "state_dict") else None
-    rest = io.BytesIO()
-    torch.save({"optimiser": live.optimiser.state_dict()["state"], "method": method_state, "rng": rng}, rest)
+    names, rest = _optimised(live), io.BytesIO()
+    moments = {names[index]: value for index, value in live.optimiser.state_dict()["state"].items()}
+    torch.save({"optimiser": moments, "method": method_state, "rng": rng}, rest)
     index = {
         "format": FORMAT,
         "leanmask": __version__,
@@ -114,7 +116,7 @@ def load_checkpoint(folder: Path, live: Live) -> tuple[dict[str, Any], list[RngS
         raise CheckpointError(f"{found} cannot be read: {_first_line(error)}") from None
     fit_weights(live.student, student, found / "student.safetensors")
     fit_weights(live.teacher, teacher, found / "teacher.safetensors")
-    _fit_optimiser(live.optimiser, rest["optimiser"], found)
+    _fit_optimiser(live, rest["optimiser"], found)
     if hasattr(live.method, "load_state_dict") and rest["method"] is not None:
         live.method.load_state_dict(rest["method"])
     return index["progress"], rest["rng"]
@@ -151,18 +153,20 @@ def _read_checked(path: Path, expected: dict[str, Any]) -> bytes:
     return content
 
 
-def _fit_optimiser(optimiser: Optimizer, state: dict[int, Any], found: Path) -> None:
+def _optimised(live: Live) -> list[str]:
+    """Names of the optimised parameters in the optimiser's order, which depends on its settings."""
+    names = {id(parameter): name for name, parameter in live.student.named_parameters()}
+    return [names[id(parameter)] for group in live.optimiser.param_groups for parameter in group["params"]]
+
+
+def _fit_optimiser(live: Live, moments: dict[str, Any], found: Path) -> None:
     """Moments from the file, settings (weight decay, ...) from the present configuration."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    fits = all(
-        index < len(parameters) and (value.dim() == 0 or value.shape == parameters[index].shape)
-        for index, moments in state.items()
-        for value in moments.values()
-        if isinstance(value, Tensor)
-    )
-    if not fits:
-        raise CheckpointError(f"the optimiser state in {found} is of another model or of other frozen parts")
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    names = _optimised(live)
+    if moments and moments.keys() != set(names):
+        odd = sorted(moments.keys() ^ set(names))[0]
+        raise CheckpointError(f"{found} does not fit the optimiser: '{odd}' is optimised in only one of them")
+    state = {index: moments[name] for index, name in enumerate(names) if name in moments}
+    live.optimiser.load_state_dict({"state": state, "param_groups": live.optimiser.state_dict()["param_groups"]})
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
@@ -178,7 +182,8 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, Any]) -> N
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RunError(f"cannot write the weights {path}: {error.strerror or error}; nothing was replaced") from None
 
 
@@ -196,7 +201,7 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, str]]:
 def fit_weights(model: nn.Module, weights: Weights, source: Path) -> None:
     """Copy weights into a model. Raises CheckpointError that names the first tensor that does not fit."""
     own = model.state_dict()
-    for name in [*own, *weights]:
+    for name in [*own, *sorted(weights)]:
         if name not in weights:
             raise CheckpointError(f"{source} does not fit the model: it lacks '{name}'")
         if name not in own:
