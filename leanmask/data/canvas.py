@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from leanmask.errors import DataError
 from leanmask.geometry import Frame, transform_boxes
@@ -118,6 +118,8 @@ def _as_rgb_or_grey(image: Image.Image, path: Path) -> Image.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image, or of an unknown format"
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 

@@ -77,8 +77,8 @@ class TrainDataset(Dataset[Sample]):
             except UnreadableImage as failure:
                 failures.append(failure)
             else:
-                return dataclasses.replace(sample, skipped=tuple(failure.path for failure in failures))
-        files = ", ".join(dict.fromkeys(failure.path for failure in failures))
+                return dataclasses.replace(sample, skipped=_files(failures))
+        files = ", ".join(_files(failures))
         raise DataError(f"{MOST_FAILURES} images in a row cannot be read ({failures[0].reason}): {files}")
 
     def image_index(self, position: int) -> int:
@@ -149,13 +149,17 @@ def assemble(weak: Tensor, strong: Tensor | None, samples: Sequence[Sample]) -> 
     )
 
 
+def _files(failures: Sequence[UnreadableImage]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(failure.path for failure in failures))
+
+
 def _record(store: AnnotationStore, index: int) -> ImageRecord:
     try:
         return store[index]
     except UnreadableImage:
         raise
     except DataError as error:  # annotations were checked on opening: what can fail here is reading an image's size
-        raise UnreadableImage(f"number {index}", str(error)) from None
+        raise UnreadableImage(str(error), "its size is not known") from None
 
 
 def _size(record: ImageRecord, exif: Exif) -> tuple[int, int]:
