@@ -115,7 +115,7 @@ def evaluate_results(
     rows, name = read_results(results, truth, "segmentation" if "segm" in kinds else "bbox")
     selection = select(truth, rows, name, class_ids)
     most = max_detections or _limit_for(selection)
-    curves = {kind: _curves(selection, kind, most) for kind in kinds}
+    curves = _curves(selection, kinds, most)
     first = curves[kinds[0]]
     metrics = {
         ("" if kind == "segm" else "box_") + key: value for kind in kinds for key, value in _numbers(curves[kind], most)
@@ -137,20 +137,22 @@ def _limit_for(selection: Selection) -> int:
     return max(_STANDARD_LIMIT, 2 * math.ceil(np.percentile(counts, 99)))
 
 
-def _curves(selection: Selection, kind: Kind, most: int) -> _Curves:
-    evaluator = COCOeval_faster(
-        _coco(selection, truth_rows(selection, kind)), _coco(selection, result_rows(selection, kind)), kind
-    )
-    evaluator.params.maxDets = sorted({1, min(10, most), min(_STANDARD_LIMIT, most), most})
-    evaluator.evaluate()
-    evaluator.accumulate()
-    precision, recall = (np.asarray(evaluator.eval[key], dtype=np.float64) for key in ("precision", "recall"))
-    return _Curves(precision, recall, np.asarray(evaluator.params.iouThrs), list(evaluator.params.maxDets))
-
-
-def _coco(selection: Selection, annotations: list[Row]) -> COCO:
+def _curves(selection: Selection, kinds: Sequence[Kind], most: int) -> dict[Kind, _Curves]:
+    shapes = truth_rows(selection, kinds), result_rows(selection, kinds)
     images, categories = image_rows(selection), category_rows(selection)
-    return COCO({"images": images, "annotations": annotations, "categories": categories})
+    truth, results = (COCO({"images": images, "annotations": s.rows, "categories": categories}) for s in shapes)
+    curves: dict[Kind, _Curves] = {}
+    for kind in kinds:
+        for part in shapes:
+            part.use(kind)
+        evaluator = COCOeval_faster(truth, results, kind)
+        evaluator.params.maxDets = sorted({1, min(10, most), min(_STANDARD_LIMIT, most), most})
+        evaluator.evaluate()
+        evaluator.accumulate()
+        precision, recall = (np.asarray(evaluator.eval[key], dtype=np.float64) for key in ("precision", "recall"))
+        thresholds = np.asarray(evaluator.params.iouThrs)
+        curves[kind] = _Curves(precision, recall, thresholds, list(evaluator.params.maxDets))
+    return curves
 
 
 def _positions(most: int) -> tuple[int, int, int]:

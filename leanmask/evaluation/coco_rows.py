@@ -31,6 +31,19 @@ class Selection:
     results_name: str
 
 
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """Rows with masks and boxes as far as the kinds asked for need them, and each row's area by kind, square pixels."""
+
+    rows: list[Row]
+    areas: dict[Kind, list[float]]
+
+    def use(self, kind: Kind) -> None:
+        """Give every row the area of `kind`."""
+        for row, area in zip(self.rows, self.areas[kind], strict=True):
+            row["area"] = area
+
+
 def select(
     truth: CocoTruth, rows: list[Row], results_name: str, class_ids: Collection[Identifier] | None = None
 ) -> Selection:
@@ -62,6 +75,7 @@ def is_crowd(row: Row) -> bool:
 
 
 def image_rows(selection: Selection) -> list[Row]:
+    """COCO images with ranks for ids."""
     rows = []
     for key, rank in selection.image_rank.items():
         height, width = selection.truth.size(key)
@@ -70,51 +84,61 @@ def image_rows(selection: Selection) -> list[Row]:
 
 
 def category_rows(selection: Selection) -> list[Row]:
+    """COCO categories with ranks for ids."""
     return [{"id": rank, "name": selection.truth.categories[key]} for key, rank in selection.class_rank.items()]
 
 
-def truth_rows(selection: Selection, kind: Kind) -> list[Row]:
-    """Annotations with what `kind` matches on; `area` is the file's, or that of the mask or box where it has none."""
+def truth_rows(selection: Selection, kinds: Sequence[Kind]) -> Shapes:
+    """Annotations; `area` is the file's, or that of the mask or box where it has none."""
     objects, truth = selection.objects, selection.truth
-    shapes: Sequence[Any]
-    sizes: Sequence[float]
-    if kind == "segm":
-        shapes, pixels = truth.rles(objects)
-        sizes = pixels.tolist()
-    else:
-        shapes, sizes = _with_areas(truth.boxes(objects))
+    rows = _rows(selection, objects)
     given = truth.areas(objects)
-    rows = _rows(selection, objects, shapes, kind)
-    for row, source, area, size in zip(rows, objects, given, sizes, strict=True):
+    areas: dict[Kind, list[float]] = {}
+    for kind in kinds:
+        if kind == "segm":
+            rles, pixels = truth.rles(objects)
+            areas[kind] = _place(rows, "rle", rles, pixels.tolist())
+        else:
+            areas[kind] = _place_boxes(rows, truth.boxes(objects))
+        areas[kind] = [size if area is None else area for area, size in zip(given, areas[kind], strict=True)]
+    for row, source in zip(rows, objects, strict=True):
         row["iscrowd"] = int(is_crowd(source))
-        row["area"] = float(size) if area is None else area
-    return rows
+    return Shapes(rows, areas)
 
 
-def result_rows(selection: Selection, kind: Kind) -> list[Row]:
-    """Results with what `kind` matches on. The area of a mask is its pixels, whatever box stands beside it."""
+def result_rows(selection: Selection, kinds: Sequence[Kind]) -> Shapes:
+    """Results. The area of a mask is its pixels, whatever box stands beside it."""
     results = selection.results
-    shapes: Sequence[Any]
-    shapes, sizes = _result_rles(selection, range(len(results))) if kind == "segm" else _result_boxes(selection)
-    rows = _rows(selection, results, shapes, kind)
-    for row, source, size in zip(rows, results, sizes, strict=True):
+    rows = _rows(selection, results)
+    areas: dict[Kind, list[float]] = {}
+    for kind in kinds:
+        if kind == "segm":
+            areas[kind] = _place(rows, "rle", *_result_rles(selection, range(len(results))))
+        else:
+            areas[kind] = _place_boxes(rows, _result_boxes(selection))
+    for row, source in zip(rows, results, strict=True):
         row["iscrowd"] = 0
-        row["area"] = float(size)
         row["score"] = float(source["score"])
-    return rows
+    return Shapes(rows, areas)
 
 
-def _rows(selection: Selection, sources: list[Row], shapes: Sequence[Any], kind: Kind) -> list[Row]:
-    key = "segmentation" if kind == "segm" else "bbox"
+def _rows(selection: Selection, sources: list[Row]) -> list[Row]:
+    images, classes = selection.image_rank, selection.class_rank
     return [
-        {
-            "id": number,
-            "image_id": selection.image_rank[source["image_id"]],
-            "category_id": selection.class_rank[source["category_id"]],
-            key: shape,
-        }
-        for number, (source, shape) in enumerate(zip(sources, shapes, strict=True), 1)
+        {"id": number, "image_id": images[source["image_id"]], "category_id": classes[source["category_id"]]}
+        for number, source in enumerate(sources, 1)
     ]
+
+
+def _place(rows: list[Row], key: str, shapes: Sequence[Any], areas: list[float]) -> list[float]:
+    # faster-coco-eval matches masks by "rle"; from "segmentation" it would decode and encode every mask once more.
+    for row, shape in zip(rows, shapes, strict=True):
+        row[key] = shape
+    return areas
+
+
+def _place_boxes(rows: list[Row], boxes_xywh: list[list[float]]) -> list[float]:
+    return _place(rows, "bbox", boxes_xywh, [box[2] * box[3] for box in boxes_xywh])
 
 
 def _result_rles(selection: Selection, chosen: Sequence[int]) -> tuple[list[Rle], list[float]]:
@@ -129,13 +153,7 @@ def _result_rles(selection: Selection, chosen: Sequence[int]) -> tuple[list[Rle]
     return rles, areas.tolist()
 
 
-def _result_boxes(selection: Selection) -> tuple[list[list[float]], list[float]]:
+def _result_boxes(selection: Selection) -> list[list[float]]:
     boxless = [place for place, row in enumerate(selection.results) if "bbox" not in row]
     of_masks = iter(_result_rles(selection, boxless)[0])
-    return _with_areas(
-        [row["bbox"] if "bbox" in row else coco_mask.toBbox(next(of_masks)).tolist() for row in selection.results]
-    )
-
-
-def _with_areas(boxes_xywh: list[list[float]]) -> tuple[list[list[float]], list[float]]:
-    return boxes_xywh, [box[2] * box[3] for box in boxes_xywh]
+    return [row["bbox"] if "bbox" in row else coco_mask.toBbox(next(of_masks)).tolist() for row in selection.results]

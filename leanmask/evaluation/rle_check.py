@@ -14,6 +14,7 @@ from leanmask.masks import Rle
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+_DIGITS = 7  # of 5 bits: no image has as many pixels as more could say
 _CHUNK_ROWS = 20_000  # masks checked together: enough to be fast, little enough to stay small
 
 
@@ -47,47 +48,55 @@ def rle_areas(rles: Sequence[Rle]) -> tuple[IntArray, BoolArray]:
     """
     texts = [_as_bytes(rle["counts"]) for rle in rles]
     lengths = np.array([len(text) for text in texts], dtype=np.int64)
-    raw = np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.int64) - 48
-    last = np.cumsum(lengths) - 1
-    owner = np.repeat(np.arange(len(rles)), lengths)
-    broken = lengths == 0
-    broken[owner[(raw < 0) | (raw > 63)]] = True
-    broken[~broken] |= (raw[last[~broken]] & 0x20) != 0
-    if broken.any():
-        return np.zeros(len(rles), dtype=np.int64), broken
+    raw = np.frombuffer(b"".join(texts), dtype=np.uint8) - np.uint8(48)  # what lies below wraps to above 63
     ends = np.flatnonzero((raw & 0x20) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])[: len(ends)]
-    width = ends - starts + 1
-    owner = owner[ends]
-    if (width > 7).any():  # more than 35 bits: no image has as many pixels, and shifts would overflow
-        broken[owner[width > 7]] = True
+    last = np.cumsum(lengths) - 1
+    broken = lengths == 0
+    broken[~broken] |= (raw[last[~broken]] & 0x20) != 0
+    width = np.diff(ends, prepend=-1)
+    unreadable = np.concatenate([np.flatnonzero(raw > 63), ends[width > _DIGITS]])
+    broken[np.searchsorted(last, unreadable)] = True
+    if broken.any() or not texts:
         return np.zeros(len(rles), dtype=np.int64), broken
-    digit = np.arange(raw.size) - np.repeat(starts, width)
-    values = np.add.reduceat((raw & 0x1F) << (5 * digit), starts) if raw.size else raw
-    values -= np.where(raw[ends] & 0x10, np.int64(1) << (5 * width), 0)
-    return _sum_runs(values, owner, np.array([size[0] * size[1] for size in (rle["size"] for rle in rles)]))
+    values = _stored_numbers(raw, ends, width)
+    begin = np.concatenate([[0], np.searchsorted(ends, last[:-1]) + 1])
+    pixels = np.array([rle["size"][0] * rle["size"][1] for rle in rles], dtype=np.int64)
+    return _sum_runs(values, begin, pixels)
 
 
-def _sum_runs(values: IntArray, owner: IntArray, pixels: IntArray) -> tuple[IntArray, BoolArray]:
-    """Areas from stored numbers: from the fourth on, each is the difference to the one two places before it."""
-    numbers = np.bincount(owner, minlength=len(pixels))
-    begin = np.cumsum(numbers) - numbers
-    position = np.arange(len(values)) - begin[owner]
-    pairs = numbers // 2  # the first number stands alone; the others are (object, background) pairs
-    pair_begin = np.cumsum(pairs) - pairs
-    table = np.zeros((int(pairs.sum()) + 1, 2), dtype=np.int64)  # row 0 stays zero
-    later = position > 0
-    place = pair_begin[owner[later]] + (position[later] - 1) // 2 + 1, (position[later] - 1) % 2
-    table[place] = values[later]
-    sums = np.cumsum(table, axis=0)
-    runs = np.zeros_like(table)
-    runs[place] = (sums - sums[np.repeat(np.append(0, pair_begin), np.append(1, pairs))])[place]
-    totals = np.cumsum(runs, axis=0)
-    row_totals = totals[pair_begin + pairs] - totals[pair_begin]
-    first = values[begin] if len(values) else values
-    broken = (first < 0) | (first + row_totals.sum(axis=1) != pixels)
-    broken[owner[later][runs[place] < 0]] = True
-    return row_totals[:, 0], broken
+def _stored_numbers(raw: npt.NDArray[np.uint8], ends: IntArray, width: IntArray) -> IntArray:
+    """Numbers of 5 bits a character, the lowest first; the last character's fifth bit is the sign."""
+    starts = ends - width + 1
+    values = (raw[starts] & 0x1F).astype(np.int64)
+    for digit in range(1, int(width.max())):
+        longer = np.flatnonzero(width > digit)
+        values[longer] |= (raw[starts[longer] + digit] & 0x1F).astype(np.int64) << (5 * digit)
+    negative = np.flatnonzero(raw[ends] & 0x10)
+    values[negative] -= np.int64(1) << (5 * width[negative])
+    return values
+
+
+def _sum_runs(values: IntArray, begin: IntArray, pixels: IntArray) -> tuple[IntArray, BoolArray]:
+    """Areas from stored numbers, each row's from `begin` on: from a row's fourth number on, each is the difference to
+    the one two places before it.
+    """
+    sums = np.empty_like(values)  # running sums with step 2 over all rows at once; a row's base is taken off again
+    sums[0::2], sums[1::2] = np.cumsum(values[0::2]), np.cumsum(values[1::2])
+    alike, other = sums[begin], np.concatenate([[0], sums[begin[1:] - 1]])  # bases of even and of odd places in a row
+    odd_begin = begin % 2 == 1
+    places = np.append(begin, len(values))
+    runs = sums
+    for parity in (0, 1):
+        base = np.where(odd_begin == bool(parity), alike, other)
+        runs[parity::2] -= np.repeat(base, np.diff((places + 1 - parity) // 2))
+    runs[begin] = values[begin]
+    totals = np.add.reduceat(runs, begin)
+    broken = totals != pixels
+    if (runs < 0).any():
+        broken |= np.minimum.reduceat(runs, begin) < 0
+    runs[1::2] *= -1
+    balance = np.add.reduceat(runs, begin)  # even minus odd places of the whole array
+    return (totals - np.where(odd_begin, -balance, balance)) // 2, broken
 
 
 def _to_rle(segmentation: Any, height: int, width: int) -> Rle:
