@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -187,8 +189,9 @@ def test_a_killed_loader_process_is_one_sentence(tmp_path: Path) -> None:
         list(itertools.islice(batches, 50))
 
 
-def children() -> list[int]:
-    found = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+def children(pid: int | None = None) -> list[int]:
+    pid = os.getpid() if pid is None else pid
+    found = Path(f"/proc/{pid}/task/{pid}/children")
     if not found.exists():
         pytest.skip("needs Linux's /proc")
     return [int(pid) for pid in found.read_text().split()]
@@ -204,6 +207,11 @@ def test_loader_processes_end_with_their_iterator(tmp_path: Path) -> None:
     assert set(children()) <= before
 
 
+def running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -211,7 +219,7 @@ from data_helpers import calm, data_config, open_store
 from leanmask.data.dataset import TrainDataset
 from leanmask.data.loader import BatchSizes, StepLoader
 
-dataset = TrainDataset(open_store(Path(sys.argv[1]), count=4), data_config(), calm(), seed=0)
+dataset = TrainDataset(open_store(Path(sys.argv[1]), count=4), data_config(512), calm(), seed=0)
 try:
     for _ in StepLoader(dataset, None, BatchSizes(2), workers=2).iterate(0):
         sys.stdout.write("batch\\n")
@@ -221,21 +229,44 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_ends_loader_processes_silently(tmp_path: Path) -> None:
-    here = Path(__file__).parent
+@contextmanager
+def endless(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own group that loads batches, larger than a pipe holds, in two more; stopped at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "data")],
-        cwd=here,
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        cwd=Path(__file__).parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "batch\n"
-    time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    out, err = process.communicate(timeout=30)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "batch\n"
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+
+
+def test_ctrl_c_ends_loader_processes_silently(tmp_path: Path) -> None:
+    with endless(tmp_path / "data") as process:
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+        out, err = process.communicate(timeout=30)
     assert out.endswith("stopped\n")
     assert err == ""
     assert process.returncode == 0
+
+
+def test_loader_processes_do_not_outlive_a_killed_run(tmp_path: Path) -> None:
+    with endless(tmp_path / "data") as process:
+        workers = children(process.pid)
+        assert len(workers) == 2
+        process.kill()
+        process.wait(timeout=30)
+        deadline = time.monotonic() + 20
+        while any(map(running, workers)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(running, workers))
