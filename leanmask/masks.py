@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -124,10 +125,12 @@ def decode_counts(counts: bytes | str | Sequence[int]) -> npt.NDArray[np.int64]:
     """
     if not isinstance(counts, bytes | str):
         return np.asarray(counts, dtype=np.int64)
-    raw = (
-        np.frombuffer(counts.encode() if isinstance(counts, str) else counts, dtype=np.uint8).astype(np.int64)
-        - 48
-    )
+    return _decode_text(counts.encode() if isinstance(counts, str) else bytes(counts))
+
+
+@lru_cache(maxsize=4)  # bounds and crop of one mask are asked for in a row
+def _decode_text(text: bytes) -> npt.NDArray[np.int64]:
+    raw = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if raw.size == 0:
         return raw
     if raw.min() < 0 or raw.max() > 63 or raw[-1] & 0x20:
@@ -143,6 +146,7 @@ def decode_counts(counts: bytes | str | Sequence[int]) -> npt.NDArray[np.int64]:
     # From the fourth number on, each is the difference to the one two places before it.
     numbers[1::2] = np.cumsum(numbers[1::2])
     numbers[2::2] = np.cumsum(numbers[2::2])
+    numbers.flags.writeable = False
     return numbers
 
 
