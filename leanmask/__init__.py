@@ -1,3 +1,55 @@
-"""leanmask: train instance segmentation from the labels you can afford."""
+"""leanmask: train instance segmentation from the labels you can afford.
+
+Every verb of the command line is a function here. They are loaded on first use, so `import leanmask` is light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from leanmask.bench.table import bench
+    from leanmask.data.check import check
+    from leanmask.data.digits import write_digits
+    from leanmask.data.splits import split
+    from leanmask.doctor import doctor
+    from leanmask.inference import evaluate, load, predict
+    from leanmask.reports.page import write_report
+    from leanmask.run import resume, train
+
+_HOME = {
+    "bench": "leanmask.bench.table",
+    "check": "leanmask.data.check",
+    "doctor": "leanmask.doctor",
+    "evaluate": "leanmask.inference",
+    "load": "leanmask.inference",
+    "predict": "leanmask.inference",
+    "resume": "leanmask.run",
+    "split": "leanmask.data.splits",
+    "train": "leanmask.run",
+    "write_digits": "leanmask.data.digits",
+    "write_report": "leanmask.reports.page",
+}
+
+__all__ = [
+    "bench",
+    "check",
+    "doctor",
+    "evaluate",
+    "load",
+    "predict",
+    "resume",
+    "split",
+    "train",
+    "write_digits",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'leanmask' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)

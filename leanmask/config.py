@@ -131,6 +131,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `extra` on top; nested mappings are merged key by key."""
+    result = dict(base)
+    for key, value in extra.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
 def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `settings` with dotted overrides such as `train.steps=500`; values are read as YAML."""
     result = _copy(settings)

@@ -26,7 +26,8 @@ def global_count(count: Tensor) -> Tensor:
 
 
 def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
-    """This process's share of a mean over all processes: its sum of losses over the global count; 0 where there is nothing.
+    """This process's share of a mean over all processes: its sum of losses over the global count; 0 where there is
+    nothing.
 
     Collective, as `global_count`. The counts are whole numbers, so the floor below only guards the division of 0 by 0.
     """

@@ -107,8 +107,9 @@ def test_student_sees_the_strong_view() -> None:
 def test_binary_loss_equals_the_hand_worked_one() -> None:
     config = MaskBoosterConfig(soft_weight=0, binary_weight=0.5, ramp_fraction=0)
     outcome, *_ = run(config, step=50, kinds=[[Supervision.BOX]])
-    # Category 0, student logit 1, teacher 2: object inside the box. The proposal reaches 4 px further left than the box of 16 px
-    # in a grid of 4 cells over 20 px: cell centres at 6.5, 11.5, ... so the first column (6.5 < 8) is background.
+    # Category 0, student logit 1, teacher 2: object inside the box. The proposal reaches 4 px further left than the box
+    # of 16 px, in a grid of 4 cells over 20 px: cell centres at 6.5, 11.5, ... so the first column is
+    # background (6.5 < 8).
     inside = torch.nn.functional.softplus(torch.tensor(-1.0))
     outside = torch.nn.functional.softplus(torch.tensor(1.0))
     expected = 0.5 * (0.75 * inside + 0.25 * outside)

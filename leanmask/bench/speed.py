@@ -1,0 +1,41 @@
+"""`leanmask bench speed`: every speed and memory claim beside its anchor, interleaved in one run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanmask.bench.speed_data import data_share, target_memory
+from leanmask.bench.speed_evaluation import evaluation_speed
+from leanmask.bench.speed_model import inference_speed, maskbooster_speed, training_speed
+from leanmask.bench.table import add_row, commit
+
+MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "training_step": training_speed,
+    "inference": inference_speed,
+    "maskbooster_step": maskbooster_speed,
+    "data_share": data_share,
+    "target_memory": target_memory,
+    "coco_evaluation": evaluation_speed,
+}
+
+
+def speed(results: Path, *, on_progress: Callable[..., None] | None = None) -> list[dict[str, Any]]:
+    """Measure everything once and append the rows to `speed.json` in `results`."""
+    rows = []
+    for done, (name, measure) in enumerate(MEASUREMENTS.items()):
+        if on_progress:
+            on_progress(done, len(MEASUREMENTS), name)
+        row = {
+            "what": name,
+            **measure(),
+            "commit": commit(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        }
+        add_row(results / "speed.json", row)
+        rows.append(row)
+    return rows

@@ -1,0 +1,203 @@
+"""`leanmask bench PROTOCOL`: train every row of a protocol's table, skip what is there, write after each row."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanmask.bench.arms import PRESET, Arm, arms_of
+from leanmask.config import merge
+from leanmask.data.coco import write_json
+from leanmask.data.digits import DigitsSpec, write_digits
+from leanmask.data.splits import SplitOptions, split
+from leanmask.errors import ConfigError, suggest
+from leanmask.reports.tables import Table, benchmark_table
+from leanmask.run import resume, train
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure and where to keep it.
+
+    seeds: seeds 0 to seeds-1, each for split and training. arms: rows, None = all. data: a fully labelled data set,
+    None = digits. split: what is reported on, "val"; "tune" to choose settings. work: data sets and runs. results:
+    folder of the raw JSON. jobs: runs at the same time, with one thread each when above 1. overrides: dotted settings
+    for every row; they go into the rows.
+    """
+
+    seeds: int = 1
+    arms: tuple[str, ...] | None = None
+    data: Path | None = None
+    split: str = "val"
+    work: Path = Path("runs/bench")
+    results: Path = Path("benchmarks/results")
+    jobs: int = 1
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """The raw rows and their table of means over seeds."""
+
+    rows: list[Row]
+    table: Table
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row to be trained: everything a worker process needs."""
+
+    protocol: str
+    name: str
+    arm: Arm
+    seed: int
+    options: BenchOptions
+    run: Path
+
+
+def bench(
+    protocol: str, options: BenchOptions = BenchOptions(), *, on_progress: Callable[..., None] | None = None
+) -> BenchTable:
+    """Build a protocol's table. Resumable: finished rows are kept, interrupted runs continue. Raises ConfigError."""
+    arms = chosen_arms(protocol, options.arms)
+    path = results_path(protocol, options)
+    shared = results_path("full", options)
+    tasks = [_task(protocol, name, arm, seed, options) for seed in range(options.seeds) for name, arm in arms.items()]
+    done = read_rows(path) + ([] if shared == path else read_rows(shared))
+    missing = [task for task in tasks if not any(_is_row(row, task) for row in done)]
+    for task in missing:
+        prepare_data(task)
+    for count, row in enumerate(_finished(missing, options.jobs, on_progress)):
+        add_row(shared if row["protocol"] == "full" else path, row)
+        if on_progress:
+            on_progress(count + 1, len(missing), row["arm"])
+    rows = [row for row in read_rows(path) + ([] if shared == path else read_rows(shared)) if _wanted(row, tasks)]
+    return BenchTable(rows, benchmark_table(rows))
+
+
+def chosen_arms(protocol: str, names: Sequence[str] | None) -> dict[str, Arm]:
+    """The arms of a protocol, or those that were named. Raises ConfigError for a name that is none."""
+    arms = arms_of(protocol)
+    for name in names or ():
+        if name not in arms:
+            raise ConfigError(f"unknown arm '{name}' of {protocol}{suggest(name, arms)}")
+    return {name: arms[name] for name in names or arms}
+
+
+def run_folders(protocol: str, options: BenchOptions) -> list[Path]:
+    """The run folders behind a table, in its order."""
+    arms = chosen_arms(protocol, options.arms)
+    return [
+        _task(protocol, name, arm, seed, options).run for seed in range(options.seeds) for name, arm in arms.items()
+    ]
+
+
+def results_path(protocol: str, options: BenchOptions) -> Path:
+    """`<protocol>.json`, with the data set's name in front when it is not digits and the split's when it is not val."""
+    parts = [options.data.name if options.data else "", "" if options.split == "val" else options.split, protocol]
+    return options.results / ("-".join(part for part in parts if part) + ".json")
+
+
+def read_rows(path: Path) -> list[Row]:
+    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+
+def add_row(path: Path, row: Row) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, [*read_rows(path), row], overwrite=True)
+
+
+def _task(protocol: str, name: str, arm: Arm, seed: int, options: BenchOptions) -> Task:
+    own = arm.protocol or protocol
+    data = options.data.name if options.data else "digits"
+    key = "-".join(
+        [data, own, name, f"seed{seed}", *(o.replace("=", "_").replace("/", "_") for o in options.overrides)]
+    )
+    return Task(own, name, arm, seed, options, options.work / "runs" / key)
+
+
+def _is_row(row: Row, task: Task) -> bool:
+    same = row["protocol"] == task.protocol and row["arm"] == task.name and row["seed"] == task.seed
+    return same and row.get("overrides", []) == list(task.options.overrides)
+
+
+def _wanted(row: Row, tasks: Iterable[Task]) -> bool:
+    return any(_is_row(row, task) for task in tasks)
+
+
+def prepare_data(task: Task) -> Path:
+    """The task's data set: digits written and split once, kept in the work folder."""
+    options = task.options
+    source = options.data
+    if source is None:
+        source = options.work / "data" / "digits"
+        if not (source / "annotations").is_dir():
+            write_digits(source, DigitsSpec())
+    out = options.work / "data" / f"{source.name}-{task.protocol}-seed{task.seed}"
+    if not (out / "data.yaml").is_file():
+        split(source, out, task.protocol, seed=task.seed, options=SplitOptions())
+    return out
+
+
+def _finished(tasks: Sequence[Task], jobs: int, on_progress: Callable[..., None] | None) -> Iterable[Row]:
+    if jobs == 1:
+        for task in tasks:
+            yield run_task(task, None, on_progress)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
+        waiting = [pool.submit(run_task, task, 1) for task in tasks]
+        for future in as_completed(waiting):
+            yield future.result()
+
+
+def run_task(task: Task, threads: int | None = None, on_progress: Callable[..., None] | None = None) -> Row:
+    """Train (or go on with) one row and return it, measured on the reported split."""
+    settings = merge(PRESET, task.arm.settings)
+    settings = merge(
+        settings, {"train": {"seed": task.seed, "threads": threads}, "data": {"val_split": task.options.split}}
+    )
+    settings = merge(settings, {"evaluation": {"who": [task.arm.who]}})
+    if (task.run / "config.yaml").is_file():
+        summary = resume(task.run, on_progress=on_progress)
+    else:
+        data = prepare_data(task)
+        summary = train(data, task.run, settings=settings, overrides=task.options.overrides, on_progress=on_progress)
+    return {
+        "protocol": task.protocol,
+        "arm": task.name,
+        "model": "mask_rcnn-tiny",
+        "seed": task.seed,
+        "steps": summary.steps,
+        "who": task.arm.who,
+        "split": task.options.split,
+        "overrides": list(task.options.overrides),
+        "metrics": {name: round(value, 5) for name, value in summary.metrics[task.arm.who].items() if value == value},
+        "train_seconds": round(summary.seconds, 1),
+        "commit": commit(),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+    }
+
+
+def commit() -> str:
+    """Short hash of the source tree's commit, with a + when it has uncommitted changes; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,54 @@
+"""How the command line looks: progress bars with time left, tables, and JSON for machines. Used by cli.py alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+OnProgress = Callable[[int, int], None]
+
+# Messages and progress go to the error stream, so that --json leaves nothing but JSON on the output.
+messages = Console(stderr=True, highlight=False)
+output = Console(highlight=False)
+
+
+@contextmanager
+def progress(title: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A progress bar; call the yielded function with (done, total) and, if there is one, a note to show beside it."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=messages,
+        disable=quiet,
+        transient=not messages.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def report(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield report
+
+
+def print_json(content: Any) -> None:
+    output.print_json(json.dumps(content, allow_nan=False, default=str))

@@ -1,0 +1,62 @@
+"""Images that nobody annotated, straight from their files: what `leanmask predict` segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from leanmask.data.coco import ClassMap, ImageRecord
+from leanmask.data.files import IMAGE_SUFFIXES
+from leanmask.errors import DataError
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Image files to be segmented, in the form that `EvalDataset` reads; ids are running numbers from 1."""
+
+    paths: tuple[Path, ...]
+    sizes: tuple[tuple[int, int], ...]  # (width, height), as the file stores its pixels
+    classes: ClassMap
+
+    @staticmethod
+    def find(images: Sequence[str | Path], classes: ClassMap) -> Photos:
+        """Image files, and all images below folders. Raises DataError for what does not exist or is no image."""
+        paths: list[Path] = []
+        for item in map(Path, images):
+            if not item.exists():
+                raise DataError(f"{item} does not exist; name image files or folders of images")
+            inside = sorted(p for p in item.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if item.is_dir() else []
+            paths += inside if item.is_dir() else [item]
+        if not paths:
+            raise DataError(f"no images in {', '.join(map(str, images))}")
+        return Photos(tuple(paths), tuple(_stored_size(path) for path in paths), classes)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        width, height = self.sizes[index]
+        nothing = np.zeros((0, 4))
+        return ImageRecord(index + 1, self.paths[index], width, height, False, (), nothing)
+
+    def to_json(self) -> dict[str, Any]:
+        """COCO's `images` and `categories`."""
+        rows = [
+            {"id": number, "file_name": str(path), "width": size[0], "height": size[1]}
+            for number, (path, size) in enumerate(zip(self.paths, self.sizes, strict=True), start=1)
+        ]
+        names = zip(self.classes.ids, self.classes.names, strict=True)
+        return {"images": rows, "categories": [{"id": key, "name": name} for key, name in names]}
+
+
+def _stored_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except OSError as error:
+        raise DataError(f"{path} is not an image that can be read: {error}") from None

@@ -1,0 +1,97 @@
+"""Train and resume: settings in, a run folder out. Only this file seeds and sets global torch flags."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import torch
+import torchvision
+
+from leanmask import __version__
+from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
+from leanmask.errors import RunError
+from leanmask.session import OnStep, Session, TrainSummary
+from leanmask.settings import load_config, resolve
+
+
+def train(
+    data: str | Path,
+    out: str | Path,
+    *,
+    config: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    on_progress: OnStep | None = None,
+) -> TrainSummary:
+    """Train on `data` into the new folder `out`.
+
+    Settings come from the defaults, the YAML file `config`, the mapping `settings` and dotted `overrides` such as
+    "train.steps=500", later ones winning; docs/configuration.md lists them. Raises ConfigError, DataError, RunError
+    (the folder exists already) or TrainingStopped, each with a sentence that says what to do.
+    """
+    given = merge(
+        {"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}, load_yaml(Path(config)) if config else {}
+    )
+    given = apply_overrides(merge(given, settings or {}), overrides)
+    checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
+    folder, state = Path(out), accelerate.PartialState()
+    if state.is_main_process:
+        _require_new(folder)
+    seed_everything(checked.train)
+    session = Session(checked, folder)  # every mistake in data and settings shows before anything is written
+    if state.is_main_process:
+        session.write_folder(environment())
+    state.wait_for_everyone()
+    return session.run(resume=False, on_progress=on_progress)
+
+
+def resume(run: str | Path, *, on_progress: OnStep | None = None) -> TrainSummary:
+    """Go on with an interrupted run in its folder; on CPU to the same weights, bit for bit, as if uninterrupted."""
+    checked = load_config(Path(run))
+    seed_everything(checked.train)
+    return Session(checked, Path(run)).run(resume=True, on_progress=on_progress)
+
+
+def seed_everything(config: TrainConfig) -> None:
+    """Seed every generator and set the global torch flags that `config` asks for."""
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        # Some CUDA kernels (RoIAlign's backward pass) have no deterministic form: warn, as docs/running.md says.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this process, for the run folder and `leanmask doctor`."""
+    return {
+        "leanmask": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "accelerate": accelerate.__version__,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "processes": accelerate.PartialState().num_processes,
+        "command": sys.argv,
+    }
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            f"{folder} exists already and is never overwritten; choose another folder, or continue the run with "
+            f"`leanmask train --resume {folder}`"
+        )

@@ -1,0 +1,222 @@
+"""One training, put together from the rooms: data, student, teacher, method, loader and measurement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import yaml
+from torch.utils.data import Subset
+
+from leanmask import __version__
+from leanmask.data.coco import AnnotationStore
+from leanmask.data.dataset import EvalDataset, TrainDataset
+from leanmask.data.layout import SplitFiles, locate
+from leanmask.data.loader import BatchSizes, StepLoader, evaluation_batches
+from leanmask.engine.job import Evaluated, Job, TrainResult
+from leanmask.engine.teacher import Teacher
+from leanmask.engine.trainer import train as run_job
+from leanmask.errors import ConfigError, DataError, RunError, suggest
+from leanmask.evaluation.pseudo_quality import PseudoImage, pseudo_quality
+from leanmask.evaluation.validator import Validator
+from leanmask.methods.base import Method
+from leanmask.models.base import Model
+from leanmask.records import Views
+from leanmask.settings import RunConfig
+
+OnStep = Callable[[int, int, str], None]
+
+# Pseudo-labels are measured on at most this many training images, spread evenly.
+MEASURED_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a finished run was. metrics: by network, as evaluated last. best: which network `best.safetensors` holds."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, dict[str, float]]
+    best: Mapping[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        known = {who: {k: v for k, v in found.items() if v == v} for who, found in self.metrics.items()}
+        best = dict(self.best) if self.best else None
+        return {"run": str(self.folder), "steps": self.steps, "seconds": self.seconds, "metrics": known, "best": best}
+
+    def to_text(self) -> str:
+        lines = [f"trained {self.steps} steps in {self.seconds:.0f} s: {self.folder}"]
+        lines += [f"  {who}: mask AP {100 * found['AP']:.1f}" for who, found in self.metrics.items()]
+        if self.best:
+            lines.append(f"  best.safetensors is the {self.best['who']} of step {self.best['step']}")
+        return "\n".join(lines)
+
+
+class Session:
+    """One training, put together: data, student, teacher, method and measurement."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        """Opens the data and builds the networks. Raises DataError, ConfigError or CheckpointError."""
+        self.config, self.folder, self.state = config, folder, accelerate.PartialState()
+        splits = locate(config.data.path)
+        self.files = {name: _annotated(splits, name, config) for name in _split_names(config)}
+        train, val = (self.files[name] for name in _split_names(config))
+        unannotated = config.data.unannotated
+        self.labelled = AnnotationStore.open(train.annotations, train.images, unannotated=unannotated)
+        self.classes = self.labelled.classes
+        if not any(self.labelled.census().objects.values()):
+            raise DataError(f"{train.annotations} has no labelled object to learn from")
+        self.validation = AnnotationStore.open(
+            val.annotations, val.images, unannotated=unannotated, classes=self.classes
+        )
+        self.method: Method = config.build_method()
+        self.loader = self._loader()
+        self.student: Model = config.build_model(len(self.classes))
+        self.teacher = Teacher(self.student)
+        self.metrics: dict[str, dict[str, float]] = {}
+
+    def _loader(self) -> StepLoader:
+        data, train = self.config.data, self.config.train
+        if (data.unlabelled or train.unlabelled_batch_size) and not self.method.uses_unlabelled:
+            raise ConfigError(
+                f"method '{self.config.method.name}' learns nothing from unlabelled images; "  # type: ignore[attr-defined]
+                "remove data.unlabelled and train.unlabelled_batch_size"
+            )
+        images = TrainDataset(self.labelled, data, self.config.augment, train.seed)
+        return StepLoader(
+            images,
+            None,
+            BatchSizes(train.batch_size),
+            rank=self.state.process_index,
+            world=self.state.num_processes,
+            workers=data.workers,
+        )
+
+    def write_folder(self, environment: Mapping[str, Any]) -> None:
+        """Make the run folder with `config.yaml`, `env.json` and `data.json`."""
+        train, val = _split_names(self.config)
+        data = {
+            "classes": self.classes.to_json(),
+            "census": {train: self.labelled.census().to_json(), val: self.validation.census().to_json()},
+            "splits": {
+                name: {"annotations": str(files.annotations), "images": str(files.images)}
+                for name, files in self.files.items()
+            },
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "env.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+            (self.folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+            (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"cannot write the run folder {self.folder}: {error.strerror}") from None
+
+    def run(self, *, resume: bool, on_progress: OnStep | None) -> TrainSummary:
+        """Train to the end, or from the last checkpoint on."""
+
+        def report(step: int, total: int, losses: Mapping[str, float]) -> None:
+            if on_progress:
+                on_progress(step, total, f"loss {sum(losses.values()):.2f}")
+
+        job = Job(
+            student=self.student,
+            teacher=self.teacher,
+            method=self.method,
+            batches=self.loader.iterate,
+            evaluate=self.evaluate,
+            folder=self.folder,
+            train=self.config.train,
+            optim=self.config.optim,
+            describe=self.describe(),
+            on_progress=report,
+        )
+        return self.summary(run_job(job, resume))
+
+    def describe(self) -> dict[str, Any]:
+        """What a weights file must say of itself to be used without its run folder."""
+        return {
+            "classes": self.classes.to_json(),
+            "config": self.config.model_dump(mode="json"),
+            "preprocessing": {"image_size": self.config.data.image_size, "channels": "RGB", "range": [0, 1]},
+            "leanmask": __version__,
+            "licence": "the weights are yours; their licence follows your data and any pretrained weights",
+        }
+
+    def summary(self, result: TrainResult) -> TrainSummary:
+        """The result with the last metrics, read back where this process did not measure them itself."""
+        for who in self.config.evaluation.who:
+            path = self.folder / "evaluation" / who / "metrics.json"
+            if who not in self.metrics and path.is_file():
+                found = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+                self.metrics[who] = {name: float("nan") if value is None else value for name, value in found.items()}
+        return TrainSummary(self.folder, result.steps, result.seconds, self.metrics, result.best)
+
+    def evaluate(self, step: int) -> Evaluated:
+        """Measure the networks on the validation split, and the pseudo-labels where hidden truth is there."""
+        val = self.files[self.config.data.val_split]
+        assert val.annotations is not None
+        validator = Validator(
+            batches=self._validation_batches,
+            truth=val.annotations,
+            class_ids=self.classes.ids,
+            device=self.state.device,
+            precision=self.config.train.precision,
+            max_detections=self.config.evaluation.max_detections,
+        )
+        networks = {"student": self.student, "teacher": self.teacher.model}
+        measured: dict[str, dict[str, Any]] = {}
+        for who in self.config.evaluation.who:
+            evaluation = validator.measure(networks[who], self.folder / "evaluation" / who)
+            if evaluation is not None:
+                measured[who] = {**evaluation.metrics, "per_class": evaluation.per_class}
+                self.metrics[who] = evaluation.metrics
+        if self.state.is_main_process and (quality := self.pseudo_quality()):
+            measured["pseudo"] = quality
+        return measured
+
+    def _validation_batches(self) -> Iterator[Views]:
+        dataset = EvalDataset(self.validation, self.config.data)
+        rank, world = self.state.process_index, self.state.num_processes
+        size, workers = self.config.evaluation.batch_size, self.config.data.workers
+        return evaluation_batches(dataset, size, rank, world, workers)
+
+    def pseudo_quality(self) -> dict[str, Any] | None:
+        """The teacher's pseudo-labels on training images against the hidden truth; None where either is missing."""
+        truth = self.files[self.config.data.train_split].truth
+        if truth is None:
+            return None
+        step = max(1, len(self.labelled) // MEASURED_IMAGES)
+        images = Subset(EvalDataset(self.labelled, self.config.data), range(0, len(self.labelled), step))
+        found: list[PseudoImage] = []
+        for views in evaluation_batches(images, self.config.evaluation.batch_size, workers=self.config.data.workers):
+            with torch.inference_mode():
+                labels = self.method.pseudo_labels(self.teacher.model, views.to(self.state.device))
+            if labels is None:
+                return None
+            lacking = [target.instances[~target.instances.has_mask] for target in views.targets]
+            found += [
+                PseudoImage(image_id, instances, frame, frozenset(asked.ids.tolist() if asked.ids is not None else ()))
+                for image_id, instances, frame, asked in zip(
+                    views.image_ids, labels, views.frames, lacking, strict=True
+                )
+            ]
+        return pseudo_quality(found, truth, self.classes.ids).to_json()
+
+
+def _split_names(config: RunConfig) -> tuple[str, str]:
+    return config.data.train_split, config.data.val_split
+
+
+def _annotated(splits: Mapping[str, SplitFiles], name: str, config: RunConfig) -> SplitFiles:
+    if name not in splits:
+        raise DataError(f"{config.data.path} has no split '{name}'{suggest(name, splits)}")
+    if splits[name].annotations is None:
+        raise DataError(f"split '{name}' of {config.data.path} has images but no annotation file")
+    return splits[name]

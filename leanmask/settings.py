@@ -1,0 +1,85 @@
+"""The settings of a run as one checked value: which data, model and method, and how they are trained and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+
+from leanmask.config import (
+    AugmentConfig,
+    DataConfig,
+    EvaluationConfig,
+    Frozen,
+    OptimConfig,
+    TrainConfig,
+    explain,
+    load_yaml,
+)
+from leanmask.errors import ConfigError, RunError, suggest
+from leanmask.methods import METHODS
+from leanmask.methods.base import Method
+from leanmask.models import MODELS
+from leanmask.models.base import Model
+
+
+class RunConfig(Frozen):
+    """Everything that decides a run; `config.yaml` of every run folder holds it resolved."""
+
+    data: DataConfig
+    model: SerializeAsAny[Frozen] = Field(description="`name` chooses the model, the rest are its own settings")
+    method: SerializeAsAny[Frozen] = Field(description="`name` chooses the method, the rest are its own settings")
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model(cls, value: Any) -> Frozen:
+        return _named("model", value, {name: model.Config for name, model in MODELS.items()})
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method(cls, value: Any) -> Frozen:
+        return _named("method", value, {name: method.Config for name, method in METHODS.items()})
+
+    def build_model(self, num_classes: int, *, pretrained: bool = True) -> Model:
+        """The network; `pretrained=False` when a checkpoint follows. Raises CheckpointError."""
+        name: str = self.model.name  # type: ignore[attr-defined]
+        return MODELS[name](self.model, num_classes, pretrained)  # type: ignore[arg-type]
+
+    def build_method(self) -> Method:
+        """The training method, for `train.steps` updates."""
+        name: str = self.method.name  # type: ignore[attr-defined]
+        return METHODS[name](self.method, self.train.steps)  # type: ignore[arg-type]
+
+
+def _named(kind: str, value: Any, configs: dict[str, type[Frozen]]) -> Frozen:
+    if isinstance(value, Frozen):
+        return value
+    settings = {"name": value} if isinstance(value, str) else dict(value or {})
+    name = settings.get("name")
+    if name not in configs:
+        raise ConfigError(f"unknown {kind} {name!r}{suggest(str(name), configs)}")
+    try:
+        return configs[name].model_validate(settings)
+    except ValidationError as error:
+        raise explain(error, configs[name], where=kind) from None
+
+
+def resolve(settings: dict[str, Any]) -> RunConfig:
+    """Check settings and fill in defaults. Raises ConfigError with the nearest valid name for every mistake."""
+    try:
+        return RunConfig.model_validate(settings)
+    except ValidationError as error:
+        raise explain(error, RunConfig) from None
+
+
+def load_config(run: Path) -> RunConfig:
+    """The resolved settings of a run folder. Raises RunError when it is none."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{run} is no run folder: it has no config.yaml")
+    return resolve(load_yaml(path))
