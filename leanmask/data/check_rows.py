@@ -20,6 +20,8 @@ def row_faults(row: Row, size: Size | None) -> list[Fault]:
     takes no part in the geometric checks.
     """
     found = list(faults(row, size))
+    not_finite = {fault.field for fault in found if fault.code == "not-finite"}
+    found = [fault for fault in found if fault.code == "not-finite" or fault.field not in not_finite]
     broken = {fault.field for fault in found}
     if broken:
         row = {key: value for key, value in row.items() if key not in broken}

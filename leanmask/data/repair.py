@@ -59,7 +59,7 @@ def _write_split(copy: Copy, folder: Path, out: Path) -> dict[str, str]:
     if files.annotations is None and not copy.repairs:
         return entry
     rest = {key: value for key, value in copy.split.content.items() if key not in LISTS}
-    for fault in finite_faults(rest):
+    for fault in list(finite_faults(rest)):
         rest.pop(fault.field)
         copy.note(fault.code, f"{fault.field} removed from the file: it held NaN or infinity")
     name = f"annotations/instances_{copy.split.name}.json"

@@ -28,8 +28,9 @@ def repair_row(row: Row, size: Size | None) -> tuple[Row | None, list[tuple[str,
         if not found:
             lost = labelled and supervision_of(row) == Supervision.NONE
             return (None if lost else row), done
-        if row.get("iscrowd") == 1 and any(fault.field == "iscrowd" for fault in found):
-            return None, done
+        lost_crowds = [fault for fault in found if fault.field == "iscrowd" and row.get("iscrowd") == 1]
+        if lost_crowds:
+            return None, [*done, (lost_crowds[0].code, lost_crowds[0].message)]
         # Masks first: boxes are taken from them.
         for fault in sorted(_one_per_field(found), key=lambda fault: fault.field != "segmentation"):
             action = _repair_field(row, fault, size)
