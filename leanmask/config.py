@@ -109,7 +109,6 @@ class EvaluationConfig(Frozen):
     """How a model is measured."""
 
     batch_size: int = Field(8, ge=1)
-    score_floor: float = Field(0.01, ge=0, le=1, description="predictions below are not written; fixed, never tuned")
     max_detections: int | None = Field(
         None, ge=1, description="per image; null = 100, raised for dense images and said so"
     )
