@@ -22,6 +22,8 @@ from leanmask.records import Supervision
 Row = dict[str, Any]
 Size = tuple[int, int]  # (height, width), pixels
 
+_NUMBERS = {int, float}
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -34,7 +36,7 @@ class Fault:
 
 def is_number(value: Any) -> bool:
     """A JSON number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) in _NUMBERS
 
 
 def supervision_of(row: Row) -> Supervision:
@@ -106,22 +108,32 @@ def _id_faults(row: Row) -> Iterator[Fault]:
 
 
 def finite_faults(row: Row) -> Iterator[Fault]:
-    """Fields of any row that hold NaN or infinity, however deep."""
+    """Fields of any row that hold NaN, infinity or numbers that no array takes, however deep."""
     for key, value in row.items():
         if not _finite(value):
-            yield Fault("not-finite", key, f"{key} holds NaN or infinity")
+            yield Fault("not-finite", key, f"{key} holds NaN, infinity or a number beyond all measure")
 
 
 def _finite(value: Any) -> bool:
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, list):
-        return all(map(_finite, value))
+        return _finite_sum(value) if _numbers(value) else all(map(_finite, value))
     return not isinstance(value, dict) or all(map(_finite, value.values()))
 
 
+def _finite_sum(numbers: list[float]) -> bool:
+    # One NaN or infinity makes the sum one too; finite numbers of a picture do not overflow.
+    try:
+        return math.isfinite(sum(numbers))
+    except OverflowError:
+        return False
+
+
 def _numbers(value: Any, count: int | None = None) -> bool:
-    return isinstance(value, list) and (count is None or len(value) == count) and all(map(is_number, value))
+    return isinstance(value, list) and (count is None or len(value) == count) and set(map(type, value)) <= _NUMBERS
 
 
 def _box_faults(box: Any) -> Iterator[Fault]:
