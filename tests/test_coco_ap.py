@@ -563,8 +563,11 @@ def test_runs_that_do_not_fill_the_image_are_broken(runs: list[list[int]]) -> No
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.characters(min_codepoint=46, max_codepoint=113), max_size=6))
-@example("?")
-@example("05N5")
+@example("?")  # 15
+@example("05:")  # 0, 5, 10
+@example("d0F5")  # 20, -10, 5: adds up to 15, but a run is negative
+@example("\x7f")  # reads as 15, but is no character of the encoding
+@example("/")
 def test_any_text_is_a_mask_or_broken(text: str) -> None:
     try:
         runs = decode_counts(text)
