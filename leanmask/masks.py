@@ -56,17 +56,14 @@ class Crops:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Crops:
         return Crops(
-            self.data.to(device, non_blocking=non_blocking),
-            self.regions.to(device, non_blocking=non_blocking),
+            self.data.to(device, non_blocking=non_blocking), self.regions.to(device, non_blocking=non_blocking)
         )
 
     @staticmethod
     def join(crops: Sequence[Tensor], regions: Tensor, like: Tensor | None = None) -> Crops:
         """Flatten (h, w) crops that lie at `regions` (N, 4); `like` gives type and device when there are none."""
-        if crops:
-            return Crops(torch.cat([crop.reshape(-1) for crop in crops]), regions)
         empty = torch.zeros(0, dtype=torch.uint8) if like is None else like[:0]
-        return Crops(empty, regions)
+        return Crops(torch.cat([crop.reshape(-1) for crop in crops]) if crops else empty, regions)
 
     @staticmethod
     def none(count: int) -> Crops:
@@ -80,9 +77,7 @@ class Crops:
 
 @dataclass(frozen=True, eq=False)
 class Grids:
-    """N masks as probabilities on a regular h x w grid over each box: values (N, h, w) in [0, 1], boxes (N, 4) xyxy in
-    the network frame.
-    """
+    """N masks as probabilities on an h x w grid over each box: values (N, h, w), boxes (N, 4) xyxy, network frame."""
 
     values: Tensor
     boxes: Tensor
@@ -95,8 +90,7 @@ class Grids:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Grids:
         return Grids(
-            self.values.to(device, non_blocking=non_blocking),
-            self.boxes.to(device, non_blocking=non_blocking),
+            self.values.to(device, non_blocking=non_blocking), self.boxes.to(device, non_blocking=non_blocking)
         )
 
 
@@ -134,9 +128,7 @@ def _decode_text(text: bytes) -> npt.NDArray[np.int64]:
     if raw.size == 0:
         return raw
     if raw.min() < 0 or raw.max() > 63 or raw[-1] & 0x20:
-        raise DataError(
-            "RLE counts hold characters that COCO's encoding does not have, or end in the middle of a number"
-        )
+        raise DataError("RLE counts hold characters that COCO's encoding does not have, or end inside a number")
     ends = np.flatnonzero((raw & 0x20) == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     position = np.arange(raw.size) - np.repeat(starts, ends - starts + 1)
@@ -155,20 +147,23 @@ def rle_crop(rle: Rle, region: Region) -> ByteArray:
     height, width = rle["size"]
     x0, y0, w, h = region
     out = np.zeros((h, w), dtype=np.uint8)
-    left, right, top, bottom = max(x0, 0), min(x0 + w, width), max(y0, 0), min(y0 + h, height)
-    if left >= right or top >= bottom:
-        return out
-    edges = np.cumsum(decode_counts(rle["counts"]))
+    left, right, top, bottom = _overlap(region, height, width)
     first, last = left * height, right * height
-    clipped = np.clip(edges, first, last)
-    lengths = np.diff(np.concatenate([[first], clipped]))
-    values = (np.arange(len(lengths)) % 2).astype(np.uint8)
+    edges = np.clip(np.cumsum(decode_counts(rle["counts"])), first, last)
+    lengths = np.diff(edges, prepend=first)
+    filled = np.repeat(np.arange(len(lengths)) % 2, lengths)
     strip = np.zeros(last - first, dtype=np.uint8)
-    filled = np.repeat(values, lengths)
     strip[: filled.size] = filled
     columns = strip.reshape(right - left, height).T
     out[top - y0 : bottom - y0, left - x0 : right - x0] = columns[top:bottom]
     return out
+
+
+def _overlap(region: Region, height: int, width: int) -> tuple[int, int, int, int]:
+    """Part of a region inside an image, as left, right, top, bottom; both ends are the same where there is none."""
+    x0, y0, w, h = region
+    left, top = max(x0, 0), max(y0, 0)
+    return left, max(min(x0 + w, width), left), top, max(min(y0 + h, height), top)
 
 
 def polygon_crop(polygons: Sequence[FloatArray], region: Region) -> ByteArray:
@@ -194,8 +189,7 @@ def segmentation_bounds(segmentation: Segmentation) -> tuple[float, float, float
 def _rle_bounds(rle: Rle) -> tuple[float, float, float, float] | None:
     height = int(rle["size"][0])
     edges = np.cumsum(decode_counts(rle["counts"]))
-    starts, ends = edges[0::2], edges[1::2]
-    starts = starts[: len(ends)]
+    starts, ends = edges[: len(edges) // 2 * 2 : 2], edges[1::2]
     kept = ends > starts
     if not kept.any():
         return None
@@ -218,11 +212,8 @@ def network_crop(
     """
     nothing = np.zeros((0, 0), dtype=np.uint8), (0, 0, 0, 0)
     bounds = segmentation_bounds(segmentation)
-    if bounds is None:
-        return nothing
-    box = transform_boxes(np.array([bounds]), matrix)[0]
-    region = _region_around(box, canvas_size)
-    if region is None:
+    region = None if bounds is None else _region_around(transform_boxes(np.array([bounds]), matrix)[0], canvas_size)
+    if bounds is None or region is None:
         return nothing
     if isinstance(segmentation, dict):
         crop = _resample_rle(segmentation, bounds, matrix, region)
@@ -244,16 +235,11 @@ def _resample_rle(rle: Rle, bounds: tuple[float, float, float, float], matrix: F
     w, h = int(bounds[2]) + pad - x0, int(bounds[3]) + pad - y0
     source = rle_crop(rle, (x0, y0, w, h))
     rx, ry, rw, rh = region
-    inverse_box = np.array([[rx, ry, rx + rw, ry + rh]], dtype=np.float64)
-    inverse = np.array(
-        [
-            [1 / matrix[0, 0], 0, -matrix[0, 2] / matrix[0, 0]],
-            [0, 1 / matrix[1, 1], -matrix[1, 2] / matrix[1, 1]],
-        ]
-    )
-    left, top, right, bottom = transform_boxes(inverse_box, inverse)[0] - (x0, y0, x0, y0)
-    picture = Image.fromarray(source * np.uint8(255))
+    (sx, _, tx), (_, sy, ty) = matrix
+    left, right = sorted(float(edge - tx) / sx - x0 for edge in (rx, rx + rw))
+    top, bottom = sorted(float(edge - ty) / sy - y0 for edge in (ry, ry + rh))
     box = (max(left, 0.0), max(top, 0.0), min(right, float(w)), min(bottom, float(h)))
+    picture = Image.fromarray(source * np.uint8(255))
     crop = np.asarray(picture.resize((rw, rh), Image.Resampling.BILINEAR, box=box)) >= 128
     return np.ascontiguousarray(crop[:, ::-1] if matrix[0, 0] < 0 else crop).astype(np.uint8)
 
@@ -263,19 +249,12 @@ def encode_crop(crop: ByteArray, region: Region, size: tuple[int, int]) -> Rle:
     image are cut off.
     """
     height, width = size
-    x0, y0, w, h = region
-    left, right, top, bottom = max(x0, 0), min(x0 + w, width), max(y0, 0), min(y0 + h, height)
-    if left >= right or top >= bottom:
-        counts = [height * width]
-    else:
-        line = np.zeros((right - left) * height + 2, dtype=np.bool_)  # a 0 at both ends, so that every run has edges
-        strip = line[1:-1].reshape(right - left, height)  # column-major: one row here is one column there
-        strip[:, top:bottom] = crop[top - y0 : bottom - y0, left - x0 : right - x0].T != 0
-        edges = np.flatnonzero(line[1:] != line[:-1]) + left * height
-        bounds = np.concatenate([[0], edges, [height * width]])
-        counts = (bounds[1:] - bounds[:-1]).tolist()
-        if len(edges) and edges[-1] == height * width:
-            counts.pop()
+    x0, y0 = region[:2]
+    left, right, top, bottom = _overlap(region, height, width)
+    strip = np.zeros((right - left, height), dtype=np.uint8)  # column-major: one row here is one column there
+    strip[:, top:bottom] = crop[top - y0 : bottom - y0, left - x0 : right - x0].T != 0
+    edges = np.flatnonzero(np.diff(strip.reshape(-1), prepend=0, append=0)) + left * height
+    counts = np.diff(np.concatenate([[0], edges[edges < height * width], [height * width]])).tolist()
     return dict(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
 
 
@@ -297,12 +276,10 @@ def to_rles(masks: Masks, frame: Frame, threshold: float = 0.5) -> Iterator[Rle]
     for part, (x, y, w, h) in zip(masks, masks.regions.tolist(), strict=True):
         box = transform_boxes(np.array([[x, y, x + w, y + h]], dtype=np.float64), frame.inverse)[0]
         x0, y0, x1, y1 = (round(float(edge)) for edge in box)
-        x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
-        if part.numel() == 0:
-            yield encode_crop(np.zeros((0, 0), dtype=np.uint8), (0, 0, 0, 0), frame.image_size)
-            continue
+        region = (x0, y0, max(x1 - x0, 1), max(y1 - y0, 1)) if part.numel() else (0, 0, 0, 0)
         values = (part.flip(1) if mirrored else part).float().cpu()
-        yield encode_crop(_resize(values, (y1 - y0, x1 - x0), threshold), (x0, y0, x1 - x0, y1 - y0), frame.image_size)
+        crop = _resize(values, (region[3], region[2]), threshold) if part.numel() else np.zeros((0, 0), dtype=np.uint8)
+        yield encode_crop(crop, region, frame.image_size)
 
 
 def _paste(grid: Tensor, box: FloatArray, threshold: float) -> tuple[ByteArray, Region]:
