@@ -255,7 +255,8 @@ class AnnotationStore:
         meta = self._pack.meta()
         own = ClassMap.from_json(meta["classes"])
         ids = dict(zip(own.names, own.ids, strict=True))
-        names = {ids.get(name, -1 - i): name for i, name in enumerate(self.classes.names)}
+        free = min(own.ids, default=0) - 1  # for classes of the training data that this file does not have
+        names = {ids.get(name, free - i): name for i, name in enumerate(self.classes.names)}
         return Census.count(np.asarray(self._pack.flags), self._unannotated, names, meta)
 
 
