@@ -25,6 +25,11 @@ from leanmask.errors import ConfigError, DataError
 from leanmask.records import Batch, Target, Views
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEANMASK_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def streams(folder: Path) -> tuple[TrainDataset, TrainDataset]:
     config = AugmentConfig(copy_paste_probability=0.3)
     labelled = TrainDataset(open_store(folder / "a", count=5), data_config(), config, seed=0)
