@@ -251,9 +251,10 @@ def encode_crop(crop: ByteArray, region: Region, size: tuple[int, int]) -> Rle:
     height, width = size
     x0, y0 = region[:2]
     left, right, top, bottom = _overlap(region, height, width)
-    strip = np.zeros((right - left, height), dtype=np.uint8)  # column-major: one row here is one column there
+    line = np.zeros((right - left) * height + 2, dtype=np.bool_)  # a 0 at both ends, so that every run has two edges
+    strip = line[1:-1].reshape(right - left, height)  # column-major: one row here is one column there
     strip[:, top:bottom] = crop[top - y0 : bottom - y0, left - x0 : right - x0].T != 0
-    edges = np.flatnonzero(np.diff(strip.reshape(-1), prepend=0, append=0)) + left * height
+    edges = np.flatnonzero(line[1:] != line[:-1]) + left * height
     counts = np.diff(np.concatenate([[0], edges[edges < height * width], [height * width]])).tolist()
     return dict(coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width))
 
