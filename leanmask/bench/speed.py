@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from leanmask.bench.speed_data import data_share, target_memory
 from leanmask.bench.speed_evaluation import evaluation_speed
-from leanmask.bench.speed_model import inference_speed, maskbooster_speed, training_speed
+from leanmask.bench.speed_model import inference_speed, training_speed
+from leanmask.bench.speed_steps import data_share, maskbooster_speed, target_memory
 from leanmask.bench.table import add_row, commit
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {

@@ -9,8 +9,8 @@ from torch import Tensor
 def box_prior(grid_boxes: Tensor, object_boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """(K, h, w) float: 1 where a cell's centre lies inside the object's box, 0 elsewhere (MaskBooster, Eq. 6).
 
-    grid_boxes: (K, 4) xyxy, what each h x w grid covers. object_boxes: (K, 4) xyxy, same frame, pixels. A box that is unknown
-    (NaN) says nothing: its grid is 1 everywhere.
+    grid_boxes: (K, 4) xyxy, what each h x w grid covers. object_boxes: (K, 4) xyxy, same frame, pixels. A box that is
+    unknown (NaN) says nothing: its grid is 1 everywhere.
     """
     rows, columns = size
     x0, y0, x1, y1 = grid_boxes.unbind(1)

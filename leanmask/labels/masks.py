@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def binary_masks(logits: Tensor, threshold: float = 0.5) -> Tensor:
-    """Hard pseudo-masks: probability above `threshold`. (K, h, w) logits of each object's own class to (K, h, w) float 0/1.
+    """Hard pseudo-masks: probability above `threshold`. (K, h, w) logits of each object's own class to (K, h, w) float
+    0/1.
 
     With `labels.boxes.box_prior` this is the activate-slice-threshold procedure of MaskBooster, Eq. 7 and 10.
     """
@@ -20,8 +21,9 @@ def binary_masks(logits: Tensor, threshold: float = 0.5) -> Tensor:
 def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL(teacher || student) between the softmax over class channels, per cell (MaskBooster, Eq. 11).
 
-    student, teacher: (K, C, h, w) logits; one channel is read as object against background. Returns (K, h, w), already multiplied
-    by temperature squared, so that the gradient's size does not depend on the temperature (Hinton et al. 2015).
+    student, teacher: (K, C, h, w) logits; one channel is read as object against background. Returns (K, h, w), already
+    multiplied by temperature squared, so that the gradient's size does not depend on the temperature (Hinton et al.
+    2015).
     """
     if student.shape[1] == 1:
         student, teacher = (F.pad(logits, (0, 0, 0, 0, 0, 1)) for logits in (student, teacher))

@@ -58,7 +58,7 @@ class MaskBooster(Method):
         lacking = said[lacks_mask(said, views.targets)]
         ramp = self.ramp(step)
         counts: dict[str, Tensor | float] = {"ramp": ramp, "pseudo_objects": len(lacking) / len(views)}
-        if ramp > 0:
+        if ramp > 0 and (self.config.binary_weight > 0 or self.config.soft_weight > 0):
             with torch.no_grad():
                 taught = teacher.predict_masks(views.weak, lacking.proposals())
                 counts["teacher_score"] = mask_certainty(taught)

@@ -50,8 +50,8 @@ class Model(nn.Module, ABC):
     def mask_loss(self, predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
         """The model's own mask loss for K predictions against given target grids, such as pseudo-masks.
 
-        masks: (K, h, w) target probabilities on the predictions' grids. weights: (K,) or (K, h, w) trust. Weighted mean over
-        proposals (and cells), over all processes.
+        masks: (K, h, w) target probabilities on the predictions' grids. weights: (K,) or (K, h, w) trust. Weighted mean
+        over proposals (and cells), over all processes.
         """
         return grid_loss(predictions, masks, weights)
 
@@ -67,7 +67,9 @@ def finite_zero(module: nn.Module) -> Tensor:
 
 
 def grid_loss(predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy of each proposal's own class channel: mean over cells, weighted mean over proposals of all processes."""
+    """Binary cross-entropy of each proposal's own class channel: mean over cells, weighted mean over proposals of all
+    processes.
+    """
     per_cell = F.binary_cross_entropy_with_logits(predictions.of_category().float(), masks.float(), reduction="none")
     if weights.dim() == 1:
         weights = weights[:, None, None]
