@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import os
+import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 
 from leanmask.errors import ConfigError
@@ -62,16 +68,54 @@ def share_module(module: nn.Module) -> None:
     share_from_first([*module.parameters(), *module.buffers()])
 
 
+def use_cpu() -> bool:
+    """Whether training is on the CPU: no accelerator is there, or ACCELERATE_USE_CPU is set, or several processes meet
+    one that cannot be shared (Apple's). Accelerate must be told: by itself it joins CPU processes under torchrun not.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return True
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and torch.accelerator.current_accelerator() == torch.device("mps")
+
+
+def start_processes() -> PartialState:
+    """Join the processes that torchrun started (gloo on CPUs, nccl on GPUs); alone it is a single process.
+
+    Must come before any other use of Accelerate, which keeps what its first use found.
+    """
+    state = PartialState(cpu=use_cpu())
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    assert state.num_processes == expected, "Accelerate was used before start_processes(), the processes are not joined"
+    if expected > 1:
+        # A 1x1 convolution's weight has two equally right orders in memory; the wrapper warns when they differ.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        atexit.unregister(part_processes)
+        atexit.register(part_processes)
+    return state
+
+
+def part_processes() -> None:
+    """End the communication between processes. Wrapped models that still wait for the garbage collector keep gloo's
+    threads alive, and one that lets go of a tensor while the interpreter ends aborts the process.
+    """
+    if dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()
+        time.sleep(0.1)  # gives the interpreter lock to threads that are about to end
+
+
 def make_accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
     """Accelerate for this process: device, data-parallel wrapping and further trackers.
 
     Mixed precision and accumulation stay with the training loop, so nothing global depends on one run's settings.
-    Parameters take part in every backward pass and buffers are shared after it, so the wrapper looks for neither.
+    Every parameter takes part in every backward pass, so the wrapper need not look for unused ones.
     Raises ConfigError for a tracker that does not exist or is not installed.
     """
-    wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    start_processes()
+    wrapping = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     try:
         accelerator = Accelerator(
+            cpu=use_cpu(),
             mixed_precision="no",
             kwargs_handlers=[wrapping],
             log_with=list(trackers) or None,
@@ -87,3 +131,11 @@ def make_accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
     if trackers:
         accelerator.init_trackers("leanmask")
     return accelerator
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Close the trackers. Accelerate's own `end_training` would also part the processes, and then nobody could evaluate
+    or train again.
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()

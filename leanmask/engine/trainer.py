@@ -13,7 +13,14 @@ from typing import Any, NoReturn
 import torch
 
 from leanmask.engine.checkpoint import Live, has_checkpoint, load_checkpoint, save_checkpoint, save_weights
-from leanmask.engine.distributed import everyones, make_accelerator, mean_numbers, share_module, world_size
+from leanmask.engine.distributed import (
+    everyones,
+    finish_trackers,
+    make_accelerator,
+    mean_numbers,
+    share_module,
+    world_size,
+)
 from leanmask.engine.interrupts import Interrupts
 from leanmask.engine.job import Best, Evaluated, Job, RunInterrupted, TrainResult
 from leanmask.engine.journal import Journal
@@ -77,7 +84,7 @@ class _Training:
                 self.evaluate(journal)
             while self.step < self.job.train.steps:
                 self.one_step(batches, journal, interrupts)
-        self.accelerator.end_training()
+        finish_trackers(self.accelerator)
         return TrainResult(self.step, self.seconds, self.best, self.skipped_steps)
 
     def one_step(self, batches: Iterator[Batch], journal: Journal, interrupts: Interrupts) -> None:
