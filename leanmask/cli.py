@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from leanmask import __version__
@@ -25,12 +24,12 @@ from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import SplitOptions
 from leanmask.data.splits import split as split_data
 from leanmask.doctor import doctor as examine
-from leanmask.errors import LeanmaskError
+from leanmask.errors import ConfigError, LeanmaskError
 from leanmask.inference import PredictOptions
 from leanmask.inference import evaluate as run_evaluate
 from leanmask.inference import predict as run_predict
 from leanmask.reports.page import write_report
-from leanmask.reports.tables import render_rich
+from leanmask.reports.tables import class_table, render_rich
 from leanmask.run import resume as run_resume
 from leanmask.run import train as run_train
 
@@ -89,12 +88,15 @@ def check(
     fix: Annotated[
         Path | None, typer.Option(help="Write a repaired copy of the annotations to this new folder.")
     ] = None,
+    exif: Annotated[
+        str, typer.Option(help="EXIF rotations: error, apply or ignore, as data.exif in training.")
+    ] = "error",
     limit: Annotated[int, typer.Option(help="How many problems to print.")] = 50,
     as_json: Json = False,
 ) -> None:
     """Validate a data set and count what is labelled how. Exit code 1 when there are errors."""
     with progress("checking images", as_json) as on_progress:
-        found = check_data(data, fix=fix, on_progress=on_progress)
+        found = check_data(data, fix=fix, exif=exif, on_progress=on_progress)
     if as_json:
         print_json(found.to_json())
     else:
@@ -111,10 +113,14 @@ def split(
         str, typer.Option(help="full, boxes, sparse-R, points-N, semi-P, weak-semi-P, partial or mixed-T.")
     ],
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="points-N: share of points with a wrong label.")] = 0.0,
+    noise_at: Annotated[str, typer.Option(help="points-N: wrong ones at 'random' or at the 'boundary'.")] = "random",
+    point_at: Annotated[str, typer.Option(help="weak-semi-P: the point is the 'centre' or 'random'.")] = "centre",
     as_json: Json = False,
 ) -> None:
     """Make a partly labelled data set from a fully labelled one; what is taken away is kept apart to measure by."""
-    summary = split_data(data, out, protocol, seed=seed, options=SplitOptions())
+    options = SplitOptions(point_noise=noise, noise_at=noise_at, point_at=point_at)  # type: ignore[arg-type]
+    summary = split_data(data, out, protocol, seed=seed, options=options)
     _done(as_json, summary.to_json(), summary.to_text())
 
 
@@ -138,7 +144,7 @@ def train(
         if resume is not None:
             summary = run_resume(resume, on_progress=on_progress)
         elif data is None or out is None:
-            raise click.UsageError("name a data set and a new run folder: leanmask train DATA --out RUN")
+            raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
         else:
             named = [f"{key}={value}" for key, value in _named(method, model, steps) if value is not None]
             summary = run_train(
@@ -165,7 +171,7 @@ def evaluate(
         print_json(evaluation.to_json())
         return
     output.print(evaluation.summary, markup=False)
-    output.print(render_rich(evaluation.table()))
+    output.print(render_rich(class_table(evaluation.per_class)))
     for note in evaluation.notes:
         messages.print(note, markup=False)
 
@@ -265,16 +271,10 @@ def _done(as_json: bool, content: Any, text: str) -> None:
 def main() -> None:
     """Entry point: a user's mistake becomes a sentence and exit code 2, never a traceback."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except LeanmaskError as error:
         _complain(str(error))
-        code = 2
-    except click.ClickException as error:
-        error.show()
-        code = 2
-    except (click.Abort, KeyboardInterrupt):
-        code = 130
-    sys.exit(code or 0)
+        sys.exit(2)
 
 
 def _complain(message: str) -> None:

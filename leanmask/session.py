@@ -11,7 +11,6 @@ from typing import Any
 import accelerate
 import torch
 import yaml
-from torch.utils.data import Subset
 
 from leanmask import __version__
 from leanmask.data.coco import AnnotationStore
@@ -193,7 +192,7 @@ class Session:
         if truth is None:
             return None
         step = max(1, len(self.labelled) // MEASURED_IMAGES)
-        images = Subset(EvalDataset(self.labelled, self.config.data), range(0, len(self.labelled), step))
+        images = EvalDataset(self.labelled, self.config.data, every=step)
         found: list[PseudoImage] = []
         for views in evaluation_batches(images, self.config.evaluation.batch_size, workers=self.config.data.workers):
             with torch.inference_mode():

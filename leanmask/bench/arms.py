@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanmask.config import merge
-from leanmask.errors import ConfigError, suggest
+from leanmask.data.protocols import parse_protocol
+from leanmask.errors import ConfigError
 
 # Sized so that a supervised run takes about five minutes on one core and teacher and student about eight.
 PRESET: dict[str, Any] = {
@@ -48,20 +49,20 @@ SPARSE: dict[str, Arm] = {
 }
 
 # CopyPaste where masks are rarest, as in the paper (COCO 0.1 %), in every arm but the plain baseline.
-RAREST_FRACTION_PERCENT = 0.4
+RAREST_PERCENT = 0.4
 COPY_PASTE = {"augment": {"copy_paste_probability": 0.5}}
 
 
 def arms_of(protocol: str) -> dict[str, Arm]:
-    """The rows of a protocol's table, in order. Raises ConfigError for a protocol that has no table."""
-    family, _, amount = protocol.partition("-")
-    if family == "full":
+    """The rows of a protocol's table, in order. Raises ConfigError or DataError for one that has none."""
+    parsed = parse_protocol(protocol)
+    if parsed.kind == "full":
         return {"full": SPARSE["full"]}
-    if family != "sparse" or not amount:
+    if parsed.kind != "sparse":
         raise ConfigError(
-            f"no benchmark table for '{protocol}'{suggest(protocol, ['sparse-0.4', 'sparse-1', 'sparse-10', 'full'])}"
+            f"no benchmark table for '{protocol}' yet; there are sparse-R (sparse-0.4, sparse-1, ...), full"
         )
-    if float(amount) > RAREST_FRACTION_PERCENT:
+    if parsed.amount > RAREST_PERCENT:
         return SPARSE
     untouched = ("baseline", "full")
     return {

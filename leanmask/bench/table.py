@@ -191,7 +191,7 @@ def run_task(task: Task, threads: int | None = None, on_progress: Callable[..., 
 
 
 def commit() -> str:
-    """Short hash of the source tree's commit, with a + when it has uncommitted changes; "unknown" outside a checkout."""
+    """Short hash of the source tree's commit, with a + for uncommitted changes; "unknown" outside a checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

@@ -1,1 +1,1 @@
-"""Data in: COCO files with partial labels, their checks and splits, augmentation, loading, and the embedded benchmark."""
+"""COCO files with partial labels: reading, checks, splits, augmentation, loading, and the embedded benchmark."""

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -109,20 +110,29 @@ class TrainDataset(Dataset[Sample]):
         return int(rng.choice(others)) if len(others) else None
 
 
-class EvalDataset(Dataset[Sample]):
-    """The images of a store in order, without augmentation, each fitted into the canvas's top left corner."""
+class ImageSource(Protocol):
+    """What images are read from: an `AnnotationStore`, or files that nobody annotated."""
 
-    def __init__(self, store: AnnotationStore, data: DataConfig) -> None:
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ImageRecord: ...
+
+
+class EvalDataset(Dataset[Sample]):
+    """Images in order, without augmentation, each fitted into the canvas's top left corner. every: 2 = each second."""
+
+    def __init__(self, store: ImageSource, data: DataConfig, every: int = 1) -> None:
         self.store = store
         self.side_px: int = data.image_size
         self.exif: Exif = data.exif
+        self.every = every
 
     def __len__(self) -> int:
-        return len(self.store)
+        return -(-len(self.store) // self.every)
 
     def __getitem__(self, index: int) -> Sample:
         """Raises DataError for images that are missing, damaged, or contradict their annotations."""
-        record = self.store[index]
+        record = self.store[index * self.every]
         frame = fitted_frame(_size(record, self.exif), self.side_px)
         scene = Scene(read_canvas(record.path, frame, self.exif), frame, place(record, frame))
         return _sample(scene, None, record)

@@ -41,6 +41,5 @@ class Validator:
         results = folder / "coco_instances_results.json"
         write_results(everything, results, overwrite=True)
         evaluation = evaluate_results(self.truth, results, max_detections=self.max_detections)
-        metrics = folder / "metrics.json"
-        metrics.write_text(json.dumps(evaluation.to_json(), indent=1), encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1), encoding="utf-8")
         return evaluation

@@ -1,4 +1,4 @@
-"""What a method promises: one function from (student, teacher, batch, step) to named losses, like its paper's figure."""
+"""What a method promises: one function from (student, teacher, batch, step) to losses, like its paper's figure."""
 
 from __future__ import annotations
 

@@ -72,8 +72,7 @@ def build_backbone(spec: BackboneSpec) -> BackboneWithFPN:
 def tiny_resnet(norm: NormLayer) -> nn.Sequential:
     """ResNet-18 at half width (2.8 M parameters) without its classifier, initialised for training from scratch.
 
-    The last norm of every block starts at 0, so that each block starts as the identity (Goyal et al. 2017, section
-    5.1).
+    Blocks do not start as the identity (last norm at 0, Goyal et al. 2017): in the first 200 steps that was slower.
     """
     stem: list[tuple[str, nn.Module]] = [
         ("conv1", nn.Conv2d(3, 32, 7, stride=2, padding=3, bias=False)),
@@ -87,8 +86,6 @@ def tiny_resnet(norm: NormLayer) -> nn.Sequential:
     for module in body.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if isinstance(module, resnet.BasicBlock) and getattr(module.bn2, "weight", None) is not None:
-            nn.init.zeros_(module.bn2.weight)
     return body
 
 

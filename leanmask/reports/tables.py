@@ -84,6 +84,15 @@ def per_class_ap(runs: Sequence[RunSummary], names: Sequence[str]) -> Table | No
     return Table("Mask AP of each class, worst first", ("class", "objects", *names), rows, strong=strong, bars=bars)
 
 
+def class_table(per_class: Sequence[Mapping[str, Any]]) -> Table:
+    """One evaluation's classes, in the order given (worst first)."""
+    rows = [
+        [str(row["name"]), str(row["id"]), points(number(row["AP"])), points(number(row["AP50"])), count(row["count"])]
+        for row in per_class
+    ]
+    return Table("per class, worst first", ("class", "id", "mask AP", "AP50", "objects"), rows)
+
+
 def census(runs: Sequence[RunSummary], names: Sequence[str], split: str = "train") -> Table | None:
     """What was annotated, by kind of supervision; runs that saw the same data share a column."""
     groups = _same_census(runs, names, split)

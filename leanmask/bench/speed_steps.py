@@ -1,0 +1,132 @@
+"""What a MaskBooster step costs beside a supervised one, the loader's share of a step, and the memory of targets."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from leanmask.bench.arms import PRESET, SPARSE
+from leanmask.config import merge
+from leanmask.data.coco import ImageRecord, ObjectRecord
+from leanmask.data.digits import DigitsSpec, write_digits
+from leanmask.data.splits import split
+from leanmask.data.targets import place, to_target
+from leanmask.engine.step import to_device
+from leanmask.geometry import Frame
+from leanmask.masks import Crops
+from leanmask.records import Batch, Supervision
+from leanmask.session import Session
+from leanmask.settings import resolve
+
+WARM_UP_STEPS = 3
+
+
+def maskbooster_speed(rounds: int = 20) -> dict[str, Any]:
+    """Seconds of a MaskBooster step and of a supervised step on the same batches, in turns; the ratio of medians."""
+    with tempfile.TemporaryDirectory() as folder:
+        supervised, boosted = (_session(Path(folder), name) for name in ("ema_aug", "maskbooster"))
+        batches = supervised.loader.iterate(0)
+        steps = {"supervised": _stepper(supervised), "maskbooster": _stepper(boosted)}
+        seconds: dict[str, list[float]] = {name: [] for name in steps}
+        for turn in range(WARM_UP_STEPS + rounds):
+            batch = to_device(next(batches), torch.device("cpu"), channels_last=True)
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step(batch)
+                if turn >= WARM_UP_STEPS:
+                    seconds[name].append(time.perf_counter() - started)
+    medians = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
+    return {**medians, "ratio": medians["maskbooster_seconds"] / medians["supervised_seconds"], "rounds": rounds}
+
+
+def data_share(steps: int = 30) -> dict[str, Any]:
+    """Share of a supervised training step that waits for the loader, with two loader processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(Path(folder), "ema_aug", workers=2)
+        step, batches = _stepper(session), session.loader.iterate(0)
+        waited, whole = [], []
+        for turn in range(WARM_UP_STEPS + steps):
+            started = time.perf_counter()
+            batch = next(batches)
+            loaded = time.perf_counter()
+            step(to_device(batch, torch.device("cpu"), channels_last=True))
+            if turn >= WARM_UP_STEPS:
+                waited.append(loaded - started)
+                whole.append(time.perf_counter() - started)
+    return {"share": sum(waited) / sum(whole), "steps": steps, "median_wait_seconds": statistics.median(waited)}
+
+
+def target_memory(objects: int = 300, side_px: int = 1024) -> dict[str, Any]:
+    """Bytes of one image's targets, `objects` ellipses of 20 to 80 px, beside dense masks of the same."""
+    rng = np.random.default_rng(0)
+    records = tuple(_ellipse(number, rng, side_px) for number in range(objects))
+    image = ImageRecord(1, Path("none.png"), side_px, side_px, True, records, np.zeros((0, 4)))
+    frame = Frame((side_px, side_px), (side_px, side_px), (1.0, 1.0), (0.0, 0.0))
+    instances = to_target(place(image, frame)).instances
+    crops = instances.masks
+    assert isinstance(crops, Crops)
+    tensors = [
+        instances.boxes,
+        instances.categories,
+        instances.supervision,
+        instances.weights,
+        crops.data,
+        crops.regions,
+    ]
+    found = sum(int(tensor.nbytes) for tensor in tensors)
+    dense = len(instances) * side_px**2
+    return {"objects": len(instances), "bytes": found, "dense_bytes": dense, "ratio": found / dense}
+
+
+def _ellipse(number: int, rng: np.random.Generator, side_px: int) -> ObjectRecord:
+    radius = rng.uniform(10, 40, 2)
+    centre = rng.uniform(50, side_px - 50, 2)
+    angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
+    polygon = centre + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return ObjectRecord(
+        id=number,
+        category=0,
+        box_xyxy=np.concatenate([centre - radius, centre + radius]),
+        supervision=Supervision.MASK,
+        segmentation=[polygon],
+        points_xy=np.zeros((0, 2)),
+        point_labels=np.zeros(0, dtype=np.int64),
+        crowd=False,
+        weight=1.0,
+        provenance="human",
+    )
+
+
+def _session(folder: Path, arm: str, workers: int = 0) -> Session:
+    source, data = folder / "digits", folder / "sparse"
+    if not source.exists():
+        write_digits(source, DigitsSpec(train=64, tune=1, val=1))
+        split(source, data, "sparse-10")
+    settings = merge(merge(PRESET, SPARSE[arm].settings), {"data": {"path": str(data), "workers": workers}})
+    session = Session(resolve(settings), folder / arm)
+    for model in (session.student, session.teacher.model):
+        model.to(memory_format=torch.channels_last)
+    return session
+
+
+def _stepper(session: Session) -> Callable[[Batch], None]:
+    optimiser = torch.optim.AdamW(session.student.parameters(), lr=1e-4)
+    middle = session.config.train.steps // 2  # past the start of the ramp
+    bf16 = session.config.train.precision == "bf16"
+
+    def step(batch: Batch) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            losses = session.method.losses(session.student, session.teacher.model, batch, middle).losses
+        optimiser.zero_grad(set_to_none=True)
+        torch.stack(list(losses.values())).sum().backward()
+        optimiser.step()
+        session.teacher.follow(session.student, 0.999)
+
+    return step

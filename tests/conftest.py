@@ -1,0 +1,74 @@
+"""Shared fixtures: a tiny digits data set, a sparse split of it, and one trained run that many tests look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from leanmask.cli import main
+from leanmask.data.digits import DigitsSpec, write_digits
+from leanmask.data.splits import split
+from leanmask.run import train
+from leanmask.session import TrainSummary
+
+# The smallest network and shortest training that still goes through every part of the code.
+TINY: dict[str, Any] = {
+    "data": {"image_size": 64, "workers": 0},
+    "train": {"steps": 3, "batch_size": 2, "threads": 1, "log_every_steps": 1, "checkpoint_every_steps": 2},
+    "optim": {"warmup_steps": 1},
+    "evaluation": {"batch_size": 4},
+}
+
+
+class Outcome(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 training, 4 tuning, 6 validation images of 64 px, fully labelled."""
+    out = tmp_path_factory.mktemp("data") / "digits"
+    write_digits(out, DigitsSpec(train=16, tune=4, val=6, size_px=64))
+    return out
+
+
+@pytest.fixture(scope="session")
+def sparse(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a fifth of the masks."""
+    out = tmp_path_factory.mktemp("data") / "sparse"
+    split(digits, out, "sparse-20")
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained(sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSummary:
+    """A finished MaskBooster run of three steps."""
+    return train(sparse, tmp_path_factory.mktemp("runs") / "boosted", settings=TINY)
+
+
+@pytest.fixture
+def leanmask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs the command line in this process: leanmask("check", folder) -> code, output, error stream."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["leanmask", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+
+    return run

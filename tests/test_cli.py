@@ -1,0 +1,140 @@
+"""Every verb as its user types it: help, JSON, exit codes, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from leanmask.session import TrainSummary
+from conftest import Outcome
+
+Cli = Callable[..., Outcome]
+VERBS = ("digits", "check", "split", "train", "evaluate", "predict", "report", "bench", "demo", "doctor")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(leanmask: Cli, verb: str) -> None:
+    outcome = leanmask(verb, "--help")
+    assert outcome.code == 0
+    assert "leanmask " + verb in outcome.out
+
+
+def test_no_verb_shows_them_all(leanmask: Cli) -> None:
+    outcome = leanmask("--help")
+    assert all(verb in outcome.out for verb in VERBS)
+
+
+def test_version(leanmask: Cli) -> None:
+    assert leanmask("--version").out.startswith("leanmask ")
+
+
+def test_digits_and_split(leanmask: Cli, tmp_path: Path) -> None:
+    made = leanmask("digits", tmp_path / "d", "--train", 4, "--tune", 1, "--val", 2, "--size", 64, "--json")
+    assert made.code == 0
+    assert json.loads(made.out)["images"] == 7
+    parted = leanmask("split", tmp_path / "d", tmp_path / "s", "--protocol", "sparse-50", "--json")
+    assert parted.code == 0
+    assert json.loads(parted.out)["masks"] > 0
+    assert (tmp_path / "s" / "data.yaml").is_file()
+    again = leanmask("digits", tmp_path / "d")
+    assert again.code == 2
+    assert str(tmp_path / "d") in again.err
+
+
+def test_check_of_good_and_bad_data(leanmask: Cli, digits: Path, sparse: Path, tmp_path: Path) -> None:
+    assert leanmask("check", digits).code == 0
+    good = leanmask("check", sparse, "--json")
+    assert good.code == 0
+    assert json.loads(good.out)["census"]["train"]["objects"]["mask"] > 0
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations").mkdir()
+    row = {"id": 1, "file_name": "gone.png", "width": 8, "height": 8}
+    content = {"images": [row], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    bad = leanmask("check", tmp_path)
+    assert bad.code == 1
+    assert "gone.png" in bad.out
+
+
+def test_train_report_evaluate_predict(leanmask: Cli, sparse: Path, trained: TrainSummary, tmp_path: Path) -> None:
+    evaluated = leanmask("evaluate", trained.folder, sparse, "--json")
+    assert evaluated.code == 0
+    assert json.loads(evaluated.out)["metrics"].keys() >= {"AP", "AP50", "box_AP"}
+    table = leanmask("evaluate", trained.folder, sparse)
+    assert "Average Precision" in table.out
+    assert "three" in table.out  # the table per class
+    results = trained.folder / "evaluation" / "teacher" / "coco_instances_results.json"
+    assert leanmask("evaluate", results, sparse).code == 0
+    page = leanmask("report", trained.folder, "--out", tmp_path / "report.html")
+    assert page.code == 0
+    assert "<html" in (tmp_path / "report.html").read_text()
+    Image.new("RGB", (50, 40)).save(tmp_path / "photo.png")
+    seen = leanmask("predict", trained.folder, tmp_path / "photo.png", "--out", tmp_path / "p", "--score", 0, "--json")
+    assert seen.code == 0
+    rows = json.loads((tmp_path / "p" / "coco_instances_results.json").read_text())
+    assert {tuple(row["segmentation"]["size"]) for row in rows} <= {(40, 50)}
+    assert {row["category_id"] for row in rows} <= set(range(1, 11))
+    assert len(list((tmp_path / "p" / "overlays").iterdir())) == 1
+
+
+def test_train_from_the_command_line(leanmask: Cli, sparse: Path, tmp_path: Path) -> None:
+    settings = ("data.image_size=64", "data.workers=0", "train.batch_size=2", "evaluation.who=[teacher]")
+    out = tmp_path / "run"
+    done = leanmask("train", sparse, *settings, "--method", "supervised", "--out", out, "--steps", 1, "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["steps"] == 1
+    assert (out / "best.safetensors").is_file()
+    again = leanmask("train", sparse, "--out", out)
+    assert again.code == 2
+    assert "--resume" in again.err
+    resumed = leanmask("train", "--resume", out, "--json")
+    assert resumed.code == 0
+    assert json.loads(resumed.out)["steps"] == 1
+
+
+def test_doctor(leanmask: Cli) -> None:
+    outcome = leanmask("doctor", "--json")
+    assert outcome.code == 0
+    assert isinstance(json.loads(outcome.out)["trials"]["cpu"], float)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "DATA", "train.stpes=5", "--out", "OUT"], "did you mean 'steps'"),
+        (["train", "DATA", "--method", "maskboster", "--out", "OUT"], "did you mean 'maskbooster'"),
+        (["train", "DATA", "train.steps=many", "--out", "OUT"], "train.steps"),
+        (["train", "DATA", "model.backbone=tinny", "--out", "OUT"], "model.backbone"),
+        (["train", "nowhere", "--out", "OUT"], "nowhere"),
+        (["train", "DATA"], "--out RUN"),
+        (["train", "--resume", "nowhere"], "no run folder"),
+        (["evaluate", "nowhere", "DATA"], "nowhere"),
+        (["evaluate", "RUN", "DATA", "--split", "vall"], "did you mean 'val'"),
+        (["predict", "RUN", "nothing.png", "--out", "OUT"], "nothing.png"),
+        (["split", "DATA", "OUT", "--protocol", "sprase-1"], "sparse"),
+        (["bench", "sparse-x"], "sparse"),
+        (["bench", "sparse-1", "--arms", "maskboost"], "maskbooster"),
+        (["report", "DATA", "--out", "OUT"], "DATA"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_a_mistake_is_a_sentence(
+    leanmask: Cli, digits: Path, trained: TrainSummary, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    places = {"DATA": str(digits), "RUN": str(trained.folder), "OUT": str(tmp_path / "out")}
+    outcome = leanmask(*(places.get(argument, argument) for argument in arguments))
+    text = " ".join(outcome.err.split())
+    assert outcome.code == 2
+    assert places.get(says, says) in text or places.get(says, says) in outcome.err.replace("\n", "")
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_are_json_for_machines(leanmask: Cli) -> None:
+    outcome = leanmask("train", "nowhere", "--out", "x", "--json")
+    assert outcome.code == 2
+    assert "nowhere" in json.loads(outcome.out)["error"]
