@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypedDict
 
 from leanmask.config import OptimConfig, TrainConfig
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.watch import WatchRules
-from leanmask.errors import RunError
+from leanmask.errors import LeanmaskError, RunError, TrainingStopped
 from leanmask.methods.base import Method
 from leanmask.models.base import Model
 from leanmask.records import Batch
@@ -18,6 +19,15 @@ from leanmask.records import Batch
 Evaluated = Mapping[str, Mapping[str, Any]]
 """Metrics by who was measured: {"student": {"AP": 0.31, ...}, "teacher": {...}}. "AP" chooses the best weights; a list
 under "per_class" goes into the journal as it is. The entry "pseudo", if any, is the quality of the pseudo-labels."""
+
+
+class Wish(IntEnum):
+    """What should happen after the present step, and why; processes agree on the largest."""
+
+    GO_ON = 0
+    INTERRUPT = 1
+    COLLAPSE = 2
+    NOT_FINITE = 3
 
 
 class RunInterrupted(RunError):
@@ -63,3 +73,12 @@ class TrainResult:
     seconds: float
     best: Best | None
     skipped_steps: int
+
+
+def farewell(reason: Wish, step: int, job: Job, not_finite: str) -> LeanmaskError:
+    """The error that ends a training early: why, and how to go on. not_finite: the sentence for that reason."""
+    again = f"everything is saved; go on with: leanmask train --resume {job.folder}"
+    if reason == Wish.INTERRUPT:
+        return RunInterrupted(f"stopped at step {step} of {job.train.steps}; {again}")
+    why = not_finite if reason == Wish.NOT_FINITE else "the pseudo-labels collapsed (see the journal's events)"
+    return TrainingStopped(f"training stopped at step {step} of {job.train.steps}: {why}; {again}")

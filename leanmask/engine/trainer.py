@@ -12,17 +12,10 @@ from typing import Any, NoReturn
 
 import torch
 
+from leanmask.engine import distributed
 from leanmask.engine.checkpoint import Live, has_checkpoint, load_checkpoint, save_checkpoint, save_weights
-from leanmask.engine.distributed import (
-    everyones,
-    finish_trackers,
-    make_accelerator,
-    mean_numbers,
-    share_module,
-    world_size,
-)
 from leanmask.engine.interrupts import Interrupts
-from leanmask.engine.job import Best, Evaluated, Job, RunInterrupted, TrainResult
+from leanmask.engine.job import Best, Evaluated, Job, RunInterrupted, TrainResult, Wish, farewell
 from leanmask.engine.journal import Journal
 from leanmask.engine.meter import Meter
 from leanmask.engine.optim import build_optimiser
@@ -30,12 +23,10 @@ from leanmask.engine.rng import RngState, capture_rng, restore_rng, untouched_rn
 from leanmask.engine.step import skipped_files
 from leanmask.engine.update import Outcome, Updater
 from leanmask.engine.watch import Watchdog
-from leanmask.errors import LeanmaskError, RunError, TrainingStopped
+from leanmask.errors import RunError
 from leanmask.records import Batch
 
 __all__ = ["Best", "Evaluated", "Job", "RunInterrupted", "TrainResult", "train"]
-
-GO_ON, INTERRUPT, COLLAPSE, NOT_FINITE = range(4)
 
 
 def train(job: Job, resume: bool = False) -> TrainResult:
@@ -51,14 +42,14 @@ def train(job: Job, resume: bool = False) -> TrainResult:
 class _Training:
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.accelerator = make_accelerator(job.folder, job.train.trackers)
+        self.accelerator = distributed.make_accelerator(job.folder, job.train.trackers)
         self.main = bool(self.accelerator.is_main_process)
         layout = torch.channels_last if job.train.channels_last else torch.contiguous_format
         for model in (job.student, job.teacher.model):
             model.to(self.accelerator.device, memory_format=layout)  # type: ignore[call-overload]
         self.optimiser = build_optimiser(job.student, job.optim)
         self.update = Updater(job, self.accelerator, self.optimiser)
-        share_module(job.teacher.model)
+        distributed.share_module(job.teacher.model)
         self.live = Live(job.student, job.teacher.model, self.optimiser, job.method)
         self.checkpoints = job.folder / "checkpoints"
         self.watchdog, self.meter = Watchdog(job.watch), Meter()
@@ -84,7 +75,7 @@ class _Training:
                 self.evaluate(journal)
             while self.step < self.job.train.steps:
                 self.one_step(batches, journal, interrupts)
-        finish_trackers(self.accelerator)
+        distributed.finish_trackers(self.accelerator)
         return TrainResult(self.step, self.seconds, self.best, self.skipped_steps)
 
     def one_step(self, batches: Iterator[Batch], journal: Journal, interrupts: Interrupts) -> None:
@@ -92,7 +83,7 @@ class _Training:
         batch = _next(batches, interrupts)
         waited = time.perf_counter() - begin
         if batch is None:
-            self.stop(INTERRUPT, "", journal)
+            self.stop(Wish.INTERRUPT, "", journal)
         outcome = self.update(batch, self.step, self.wish(interrupts))
         if outcome.problem is None:
             job.teacher.follow(job.student, job.method.momentum(self.step))
@@ -100,12 +91,12 @@ class _Training:
         self.note(outcome, batch, journal)
         self.meter.add("seconds", {"step": time.perf_counter() - begin, "data": waited})
         self.write_down(outcome, journal)
-        wish = self.wish(interrupts) if world_size() == 1 else outcome.wish
+        wish = self.wish(interrupts) if distributed.world_size() == 1 else Wish(outcome.wish)
         self.finish(wish, outcome.problem or "", journal)
 
-    def wish(self, interrupts: Interrupts) -> int:
+    def wish(self, interrupts: Interrupts) -> Wish:
         """Why this process wants to stop after the present step; the processes agree on the strongest wish."""
-        return COLLAPSE if self.watchdog.must_stop else INTERRUPT if interrupts.wanted else GO_ON
+        return Wish.COLLAPSE if self.watchdog.must_stop else Wish.INTERRUPT if interrupts.wanted else Wish.GO_ON
 
     def note(self, outcome: Outcome, batch: Batch, journal: Journal) -> None:
         """Count, sum up, and tell of what went wrong in the step that was just finished."""
@@ -127,24 +118,27 @@ class _Training:
             self.job.on_progress(self.step, total, outcome.losses)
         if self.step % self.job.train.log_every_steps and self.step < total:
             return
-        means, skipped = zip(*everyones(self.meter.take()), strict=True)
+        means, skipped = zip(*distributed.everyones(self.meter.take()), strict=True)
         for file in dict.fromkeys(file for files in skipped for file in files):
             journal.event(self.step, f"cannot read {file}; the next image took its place")
-        kinds = {kind: mean_numbers([part.get(kind, {}) for part in means]) for kind in ("losses", "counts", "seconds")}
+        kinds = {
+            kind: distributed.mean_numbers([part.get(kind, {}) for part in means])
+            for kind in ("losses", "counts", "seconds")
+        }
         seconds = kinds.pop("seconds")
         if kinds["losses"]:
             times = {"seconds_step": seconds["step"], "seconds_data": seconds["data"]}
             journal.write("train", self.step, {**kinds, "lr": outcome.lr, **times})
             self.track({f"{kind}/{name}": value for kind, part in kinds.items() for name, value in part.items()})
 
-    def finish(self, wish: int, problem: str, journal: Journal) -> None:
+    def finish(self, wish: Wish, problem: str, journal: Journal) -> None:
         """Evaluate, save and stop, as far as it is time for it."""
         config = self.job.train
         last = self.step == config.steps
         self.owes_evaluation = last or (config.eval_every_steps > 0 and self.step % config.eval_every_steps == 0)
         if self.bad_in_a_row >= config.max_bad_steps:
-            self.stop(NOT_FINITE, problem, journal)
-        if wish != GO_ON and not last:
+            self.stop(Wish.NOT_FINITE, problem, journal)
+        if wish != Wish.GO_ON and not last:
             self.stop(wish, problem, journal)
         if self.owes_evaluation:
             self.evaluate(journal)
@@ -168,7 +162,7 @@ class _Training:
                 "eval", self.step, {"who": who, "metrics": numbers, "per_class": metrics.get("per_class", [])}
             )
             self.compare(who, float(metrics["AP"]), journal)
-        self.best = everyones(self.best)[0]
+        self.best = distributed.everyones(self.best)[0]
         if self.step == self.job.train.steps and self.best is None:
             self.keep_best(Best(who="teacher", step=self.step, AP=None))
         self.save(journal)
@@ -189,7 +183,7 @@ class _Training:
 
     def save(self, journal: Journal) -> None:
         """Write a checkpoint of this moment; the other processes wait for it."""
-        rng = everyones(capture_rng())
+        rng = distributed.everyones(capture_rng())
         if self.main:
             journal.sync()
             save_checkpoint(self.checkpoints, self.live, self.progress(), rng)
@@ -219,16 +213,16 @@ class _Training:
         self.owes_evaluation = saved["owes_evaluation"]
         self.meter.load_state_dict(saved["meter"])
         self.watchdog.load_state_dict(saved["watch"])
-        if len(rng) == world_size():
+        if len(rng) == distributed.world_size():
             return rng[self.accelerator.process_index], [f"resumed at step {self.step}"]
-        change = f"by {world_size()} processes instead of {len(rng)}: random streams start afresh"
+        change = f"by {distributed.world_size()} processes instead of {len(rng)}: random streams start afresh"
         return capture_rng(), [f"resumed at step {self.step} {change}"]
 
-    def stop(self, reason: int, problem: str, journal: Journal) -> NoReturn:
+    def stop(self, reason: Wish, problem: str, journal: Journal) -> NoReturn:
         """Save and raise the error that says why and how to go on."""
         bad, self.bad_in_a_row = self.bad_in_a_row, 0
         self.watchdog.forgive()
-        error = _farewell(reason, self.step, self.job, f"{bad} steps in a row were not finite, the last: {problem}")
+        error = farewell(reason, self.step, self.job, f"{bad} steps in a row were not finite, the last: {problem}")
         journal.event(self.step, str(error))
         self.save(journal)
         raise error
@@ -238,20 +232,12 @@ class _Training:
             self.accelerator.log(dict(numbers), step=self.step)
 
 
-def _farewell(reason: int, step: int, job: Job, not_finite: str) -> LeanmaskError:
-    again = f"everything is saved; go on with: leanmask train --resume {job.folder}"
-    if reason == INTERRUPT:
-        return RunInterrupted(f"stopped at step {step} of {job.train.steps}; {again}")
-    why = not_finite if reason == NOT_FINITE else "the pseudo-labels collapsed (see the journal's events)"
-    return TrainingStopped(f"training stopped at step {step} of {job.train.steps}: {why}; {again}")
-
-
 def _next(batches: Iterator[Batch], interrupts: Interrupts) -> Batch | None:
     """The next batch; None when Ctrl-C has ended the loader's processes. Loading moves no random stream of training."""
     try:
         with untouched_rng():
             return next(batches)
     except RuntimeError:
-        if not interrupts.wanted or world_size() > 1:
+        if not interrupts.wanted or distributed.world_size() > 1:
             raise
         return None
