@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +22,10 @@ from rich.progress import (
 OnProgress = Callable[[int, int], None]
 
 # Messages and progress go to the error stream, so that --json leaves nothing but JSON on the output.
+# Under torchrun only the first process speaks.
+_SILENT = os.environ.get("RANK", "0") != "0"
 messages = Console(stderr=True, highlight=False)
-output = Console(highlight=False)
+output = Console(highlight=False, quiet=_SILENT)
 
 
 @contextmanager
@@ -38,7 +41,7 @@ def progress(title: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=messages,
-        disable=quiet,
+        disable=quiet or _SILENT,
         transient=not messages.is_terminal,
     )
     with bar:

@@ -17,6 +17,7 @@ import torchvision
 
 from leanmask import __version__
 from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
+from leanmask.engine.distributed import start_processes, world_size
 from leanmask.errors import RunError
 from leanmask.session import OnStep, Session, TrainSummary
 from leanmask.settings import load_config, resolve
@@ -42,11 +43,12 @@ def train(
     )
     given = apply_overrides(merge(given, settings or {}), overrides)
     checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
-    folder, state = Path(out), accelerate.PartialState()
+    folder, state = Path(out), start_processes()
     if state.is_main_process:
         _require_new(folder)
     seed_everything(checked.train)
-    session = Session(checked, folder)  # every mistake in data and settings shows before anything is written
+    session = Session(checked, folder, state)  # mistakes in data and settings show before anything is written
+    _vary_processes(checked.train, state.process_index)
     if state.is_main_process:
         session.write_folder(environment())
     state.wait_for_everyone()
@@ -56,8 +58,11 @@ def train(
 def resume(run: str | Path, *, on_progress: OnStep | None = None) -> TrainSummary:
     """Go on with an interrupted run in its folder; on CPU to the same weights, bit for bit, as if uninterrupted."""
     checked = load_config(Path(run))
+    state = start_processes()
     seed_everything(checked.train)
-    return Session(checked, Path(run)).run(resume=True, on_progress=on_progress)
+    session = Session(checked, Path(run), state)
+    _vary_processes(checked.train, state.process_index)
+    return session.run(resume=True, on_progress=on_progress)
 
 
 def seed_everything(config: TrainConfig) -> None:
@@ -72,6 +77,12 @@ def seed_everything(config: TrainConfig) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
+def _vary_processes(config: TrainConfig, rank: int) -> None:
+    """Networks were built alike everywhere; from here on processes must not sample alike."""
+    if rank:
+        torch.manual_seed(config.seed + rank * 1_000_003)
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process, for the run folder and `leanmask doctor`."""
     return {
@@ -84,7 +95,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "processes": accelerate.PartialState().num_processes,
+        "processes": world_size(),
         "command": sys.argv,
     }
 

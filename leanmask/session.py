@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import torch
 import yaml
+from accelerate import PartialState
 
 from leanmask import __version__
 from leanmask.data.coco import AnnotationStore
@@ -60,9 +60,9 @@ class TrainSummary:
 class Session:
     """One training, put together: data, student, teacher, method and measurement."""
 
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, config: RunConfig, folder: Path, state: PartialState) -> None:
         """Opens the data and builds the networks. Raises DataError, ConfigError or CheckpointError."""
-        self.config, self.folder, self.state = config, folder, accelerate.PartialState()
+        self.config, self.folder, self.state = config, folder, state
         splits = locate(config.data.path)
         self.files = {name: _annotated(splits, name, config) for name in _split_names(config)}
         train, val = (self.files[name] for name in _split_names(config))

@@ -18,6 +18,7 @@ from leanmask.data.coco import ImageRecord, ObjectRecord
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.data.targets import place, to_target
+from leanmask.engine.distributed import start_processes
 from leanmask.engine.step import to_device
 from leanmask.geometry import Frame
 from leanmask.masks import Crops
@@ -110,7 +111,7 @@ def _session(folder: Path, arm: str, workers: int = 0) -> Session:
         write_digits(source, DigitsSpec(train=64, tune=1, val=1))
         split(source, data, "sparse-10")
     settings = merge(merge(PRESET, SPARSE[arm].settings), {"data": {"path": str(data), "workers": workers}})
-    session = Session(resolve(settings), folder / arm)
+    session = Session(resolve(settings), folder / arm, start_processes())
     for model in (session.student, session.teacher.model):
         model.to(memory_format=torch.channels_last)
     return session
