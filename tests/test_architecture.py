@@ -60,7 +60,18 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_only_the_wiring_is_unrestricted() -> None:
     wiring = {room(path) for path in FILES} - set(ALLOWED)
-    assert wiring == {"__init__", "__main__", "bench", "cli", "console", "doctor", "inference", "run", "session", "settings"}
+    assert wiring == {
+        "__init__",
+        "__main__",
+        "bench",
+        "cli",
+        "console",
+        "doctor",
+        "inference",
+        "run",
+        "session",
+        "settings",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

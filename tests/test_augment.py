@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from torchvision.transforms import functional as reference
 
 from leanmask.config import AugmentConfig
-from leanmask.data.augment import (
+from leanmask.data.views.augment import (
     ERASINGS,
     brightness,
     check_augment,
@@ -29,7 +29,7 @@ from leanmask.data.augment import (
     saturation,
     strong_view,
 )
-from leanmask.data.canvas import PADDING_RGB, UnreadableImage, image_size, read_canvas
+from leanmask.data.views.canvas import PADDING_RGB, UnreadableImage, image_size, read_canvas
 from leanmask.errors import ConfigError, DataError
 from leanmask.geometry import Frame, transform_points
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Outcome
 from PIL import Image
 
 from leanmask.session import TrainSummary
-from conftest import Outcome
 
 Cli = Callable[..., Outcome]
 VERBS = ("digits", "check", "split", "train", "evaluate", "predict", "report", "bench", "demo", "doctor")

@@ -26,11 +26,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from leanmask.config import AugmentConfig
-from leanmask.data.augment import fitted_frame, random_frame
 from leanmask.data.coco import AnnotationStore
-from leanmask.data.copy_paste import Scene, box_share, paste
 from leanmask.data.dataset import MOST_FAILURES, EvalDataset, Sample, TrainDataset, collate
-from leanmask.data.targets import place, to_target
+from leanmask.data.views.augment import fitted_frame, random_frame
+from leanmask.data.views.copy_paste import Scene, box_share, paste
+from leanmask.data.views.targets import place, to_target
 from leanmask.errors import ConfigError, DataError
 from leanmask.geometry import Frame, transform_boxes, transform_points
 from leanmask.records import Supervision, Target

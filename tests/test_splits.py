@@ -14,13 +14,20 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from leanmask.data.chance import count_of, shuffled, stable_number
-from leanmask.data.clicks import boundary_distances, labels_at, mass_centre, random_inside, random_pixels, rle_of
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.layout import locate
-from leanmask.data.protocols import VOC_CLASSES
 from leanmask.data.splits import SplitOptions, parse_protocol, split
+from leanmask.data.withholding.chance import count_of, shuffled, stable_number
+from leanmask.data.withholding.clicks import (
+    boundary_distances,
+    labels_at,
+    mass_centre,
+    random_inside,
+    random_pixels,
+    rle_of,
+)
+from leanmask.data.withholding.protocols import VOC_CLASSES
 from leanmask.errors import ConfigError, DataError, RunError
 
 TRAIN, TRUTH = "annotations/instances_train.json", "truth/instances_train.json"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanmask.config import merge
-from leanmask.data.protocols import parse_protocol
+from leanmask.data.withholding.protocols import parse_protocol
 from leanmask.errors import ConfigError
 
 # Sized so that a supervised run takes about five minutes on one core and teacher and student about eight.

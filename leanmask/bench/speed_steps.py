@@ -17,7 +17,7 @@ from leanmask.config import merge
 from leanmask.data.coco import ImageRecord, ObjectRecord
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
-from leanmask.data.targets import place, to_target
+from leanmask.data.views.targets import place, to_target
 from leanmask.engine.distributed import start_processes
 from leanmask.engine.step import to_device
 from leanmask.geometry import Frame

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanmask.data.check_images import probe_all
-from leanmask.data.check_splits import (
+from leanmask.data.checking.images import probe_all
+from leanmask.data.checking.repair import write_repaired
+from leanmask.data.checking.repair_images import Copy, Repair
+from leanmask.data.checking.splits import (
     Loaded,
     Problem,
     annotation_problems,
@@ -23,8 +25,6 @@ from leanmask.data.check_splits import (
 )
 from leanmask.data.coco import Census
 from leanmask.data.layout import SplitFiles, locate
-from leanmask.data.repair import write_repaired
-from leanmask.data.repair_images import Copy, Repair
 from leanmask.errors import DataError, RunError, suggest
 
 EXIF = ("error", "apply", "ignore")

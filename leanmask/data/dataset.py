@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from leanmask.config import AugmentConfig, DataConfig
-from leanmask.data.augment import check_augment, fitted_frame, random_frame, strong_view
-from leanmask.data.canvas import Exif, UnreadableImage, image_size, read_canvas
 from leanmask.data.coco import AnnotationStore, ImageRecord
-from leanmask.data.copy_paste import Scene, can_be_pasted, paste
-from leanmask.data.targets import IntArray, place, to_target
+from leanmask.data.views.augment import check_augment, fitted_frame, random_frame, strong_view
+from leanmask.data.views.canvas import Exif, UnreadableImage, image_size, read_canvas
+from leanmask.data.views.copy_paste import Scene, can_be_pasted, paste
+from leanmask.data.views.targets import IntArray, place, to_target
 from leanmask.errors import ConfigError, DataError
 from leanmask.geometry import Frame
 from leanmask.masks import ByteArray

@@ -18,8 +18,8 @@ from leanmask.data.files import read_json, write_json
 from leanmask.data.grouping import Totals, categories_of, group_images
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.new_folder import new_folder
-from leanmask.data.protocols import Parts, Protocol, Source, SplitOptions, parse_protocol
-from leanmask.data.withhold import row_seconds, withhold
+from leanmask.data.withholding.protocols import Parts, Protocol, Source, SplitOptions, parse_protocol
+from leanmask.data.withholding.withhold import row_seconds, withhold
 from leanmask.errors import DataError
 
 __all__ = ["SplitOptions", "SplitSummary", "parse_protocol", "split"]

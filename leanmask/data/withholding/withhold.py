@@ -13,9 +13,16 @@ from typing import Any
 import numpy as np
 
 from leanmask.data.annotation import Row, box_of, segmentation_of
-from leanmask.data.chance import count_of, shuffled, stable_number
-from leanmask.data.clicks import boundary_distances, labels_at, mass_centre, random_inside, random_pixels, rle_of
-from leanmask.data.protocols import VOC_CLASSES, Parts, Source
+from leanmask.data.withholding.chance import count_of, shuffled, stable_number
+from leanmask.data.withholding.clicks import (
+    boundary_distances,
+    labels_at,
+    mass_centre,
+    random_inside,
+    random_pixels,
+    rle_of,
+)
+from leanmask.data.withholding.protocols import VOC_CLASSES, Parts, Source
 from leanmask.errors import ConfigError, DataError, suggest
 from leanmask.geometry import xyxy_to_xywh
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from leanmask.data.annotation import Size, segmentation_of
-from leanmask.data.chance import stable_number
+from leanmask.data.withholding.chance import stable_number
 from leanmask.errors import DataError
 from leanmask.geometry import FloatArray
 from leanmask.masks import Rle, decode_counts, rle_crop

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from leanmask.data.annotation import Fault, Row, finite_faults, is_number
-from leanmask.data.check_images import Probe, image_faults
-from leanmask.data.check_rows import WARNINGS, category_of, image_size, row_faults
+from leanmask.data.checking.images import Probe, image_faults
+from leanmask.data.checking.rows import WARNINGS, category_of, image_size, row_faults
 from leanmask.data.coco import Census
 from leanmask.data.files import image_files, read_json
 from leanmask.data.grouping import PARTIAL, Totals, image_flag, rows_of

@@ -13,13 +13,13 @@ from pathlib import Path
 import yaml
 
 from leanmask.data.annotation import Row, finite_faults
-from leanmask.data.check_rows import category_of, image_size
-from leanmask.data.check_splits import LISTS, hashable
+from leanmask.data.checking.repair_images import Copy, Repair, repair_images, without_nan
+from leanmask.data.checking.repair_rows import repair_row
+from leanmask.data.checking.rows import category_of, image_size
+from leanmask.data.checking.splits import LISTS, hashable
 from leanmask.data.files import write_json
 from leanmask.data.layout import SplitFiles
 from leanmask.data.new_folder import new_folder
-from leanmask.data.repair_images import Copy, Repair, repair_images, without_nan
-from leanmask.data.repair_rows import repair_row
 
 
 def write_repaired(copies: list[Copy], located: dict[str, SplitFiles], out: Path) -> list[Repair]:

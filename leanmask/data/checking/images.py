@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from leanmask.data.annotation import Fault, Row, Size
-from leanmask.data.check_rows import image_size
+from leanmask.data.checking.rows import image_size
 from leanmask.data.files import why
 
 EXIF_ORIENTATION = 0x0112

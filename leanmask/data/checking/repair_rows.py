@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from leanmask.data.annotation import Fault, Row, Size, box_of, faults, is_number, segmentation_of, supervision_of
-from leanmask.data.check_rows import WARNINGS, points_inside, polygon_area, row_faults
+from leanmask.data.checking.rows import WARNINGS, points_inside, polygon_area, row_faults
 from leanmask.geometry import FloatArray, xywh_to_xyxy, xyxy_to_xywh
 from leanmask.records import Supervision
 

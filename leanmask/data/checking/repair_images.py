@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from leanmask.data.annotation import Row, Size, faults, finite_faults, segmentation_of
-from leanmask.data.check_images import Probe
-from leanmask.data.check_rows import SLACK_PX, image_size
-from leanmask.data.check_splits import Loaded, hashable
+from leanmask.data.checking.images import Probe
+from leanmask.data.checking.rows import SLACK_PX, image_size
+from leanmask.data.checking.splits import Loaded, hashable
 from leanmask.geometry import xywh_to_xyxy
 from leanmask.masks import segmentation_bounds
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from leanmask.data.coco import ObjectRecord
-from leanmask.data.targets import (
+from leanmask.data.views.targets import (
     SMALLEST_SIDE_PX,
     Lost,
     PlacedObject,

@@ -1,0 +1,1 @@
+"""What `check` looks at, piece by piece, and the repairs of `--fix`. The entry is data/check.py."""

@@ -1,0 +1,1 @@
+"""From an image file and its annotations to what the network sees. The entry is data/dataset.py."""

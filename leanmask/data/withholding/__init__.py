@@ -1,0 +1,1 @@
+"""What each labelling protocol keeps and takes away. The entry is data/splits.py."""
