@@ -6,9 +6,11 @@ import json
 import multiprocessing
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,12 @@ from leanmask.data.splits import SplitOptions, split
 from leanmask.errors import ConfigError, suggest
 from leanmask.reports.tables import Table, benchmark_table
 from leanmask.run import resume, train
+from leanmask.session import OnStep
 
 Row = dict[str, Any]
+OnProgress = Callable[[float, int, str], None]
+
+POLL_SECONDS, TELL_EVERY_STEPS = 0.5, 5
 
 
 @dataclass(frozen=True)
@@ -67,22 +73,23 @@ class Task:
 
 
 def bench(
-    protocol: str, options: BenchOptions = BenchOptions(), *, on_progress: Callable[..., None] | None = None
+    protocol: str, options: BenchOptions = BenchOptions(), *, on_progress: OnProgress | None = None
 ) -> BenchTable:
-    """Build a protocol's table. Resumable: finished rows are kept, interrupted runs continue. Raises ConfigError."""
+    """Build a protocol's table. Resumable: finished rows are kept, interrupted runs continue.
+
+    on_progress: called with (finished runs, all runs, what is going on); unfinished runs count by their steps. Raises
+    ConfigError or DataError for an unknown protocol or arm.
+    """
     arms = chosen_arms(protocol, options.arms)
-    path = results_path(protocol, options)
-    shared = results_path("full", options)
+    paths = list(dict.fromkeys((results_path(protocol, options), results_path("full", options))))
     tasks = [_task(protocol, name, arm, seed, options) for seed in range(options.seeds) for name, arm in arms.items()]
-    done = read_rows(path) + ([] if shared == path else read_rows(shared))
+    done = [row for path in paths for row in read_rows(path)]
     missing = [task for task in tasks if not any(_is_row(row, task) for row in done)]
     for task in missing:
         prepare_data(task)
-    for count, row in enumerate(_finished(missing, options.jobs, on_progress)):
-        add_row(shared if row["protocol"] == "full" else path, row)
-        if on_progress:
-            on_progress(count + 1, len(missing), row["arm"])
-    rows = [row for row in read_rows(path) + ([] if shared == path else read_rows(shared)) if _wanted(row, tasks)]
+    for row in run_tasks(missing, options.jobs, on_progress):
+        add_row(results_path(row["protocol"], options), row)
+    rows = [row for path in paths for row in read_rows(path) if any(_is_row(row, task) for task in tasks)]
     return BenchTable(rows, benchmark_table(rows))
 
 
@@ -132,10 +139,6 @@ def _is_row(row: Row, task: Task) -> bool:
     return same and row.get("overrides", []) == list(task.options.overrides)
 
 
-def _wanted(row: Row, tasks: Iterable[Task]) -> bool:
-    return any(_is_row(row, task) for task in tasks)
-
-
 def prepare_data(task: Task) -> Path:
     """The task's data set: digits written and split once, kept in the work folder."""
     options = task.options
@@ -150,19 +153,48 @@ def prepare_data(task: Task) -> Path:
     return out
 
 
-def _finished(tasks: Sequence[Task], jobs: int, on_progress: Callable[..., None] | None) -> Iterable[Row]:
+def run_tasks(tasks: Sequence[Task], jobs: int, on_progress: OnProgress | None) -> Iterator[Row]:
+    """The rows of all tasks as they are finished, `jobs` at a time, each in a process of its own when above 1."""
+    shares: dict[int, float] = {}
+
+    def report(number: int, step: int, total: int, note: str) -> None:
+        shares[number] = step / total
+        if on_progress:
+            task = tasks[number]
+            on_progress(sum(shares.values()), len(tasks), f"{task.name} seed {task.seed}: step {step}, {note}")
+
     if jobs == 1:
-        for task in tasks:
-            yield run_task(task, None, on_progress)
+        for number, task in enumerate(tasks):
+            yield run_task(task, None, partial(report, number))
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=jobs, mp_context=context) as pool:
-        waiting = [pool.submit(run_task, task, 1) for task in tasks]
-        for future in as_completed(waiting):
-            yield future.result()
+    news: Queue[tuple[int, int, int, str]] = context.Queue()
+    with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_listen, initargs=(news,)) as pool:
+        waiting = {pool.submit(_run_and_tell, number, task) for number, task in enumerate(tasks)}
+        while waiting:
+            finished, waiting = wait(waiting, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            while not news.empty():
+                report(*news.get())
+            for future in finished:
+                yield future.result()
 
 
-def run_task(task: Task, threads: int | None = None, on_progress: Callable[..., None] | None = None) -> Row:
+_NEWS: list[Any] = []  # of a worker process: the queue to its parent
+
+
+def _listen(news: Any) -> None:
+    _NEWS.append(news)
+
+
+def _run_and_tell(number: int, task: Task) -> Row:
+    def report(step: int, total: int, note: str) -> None:
+        if step % TELL_EVERY_STEPS == 0 or step == total:
+            _NEWS[0].put((number, step, total, note))
+
+    return run_task(task, 1, report)
+
+
+def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row:
     """Train (or go on with) one row and return it, measured on the reported split."""
     settings = merge(PRESET, task.arm.settings)
     settings = merge(

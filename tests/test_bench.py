@@ -1,0 +1,79 @@
+"""The benchmark table: rows are trained once, kept, continued and compared; the demo ends with a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from leanmask.bench import demo as demo_module
+from leanmask.bench import table as table_module
+from leanmask.bench.arms import SPARSE, arms_of
+from leanmask.bench.demo import demo
+from leanmask.bench.table import BenchOptions, bench, results_path
+from leanmask.data.digits import DigitsSpec
+from leanmask.errors import ConfigError, DataError, RunError
+from leanmask.reports.tables import render_markdown
+
+SHORT = ("train.steps=2", "data.image_size=64", "data.workers=0", "train.batch_size=2")
+
+
+@pytest.fixture
+def options(digits: Path, tmp_path: Path) -> BenchOptions:
+    return BenchOptions(
+        arms=("baseline", "maskbooster", "full"),
+        data=digits,
+        work=tmp_path / "work",
+        results=tmp_path / "results",
+        overrides=SHORT,
+    )
+
+
+def test_rows_are_trained_once_and_kept(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, int]] = []
+    table = bench("sparse-20", options, on_progress=lambda done, total, _: seen.append((done, total)))
+    assert [row["arm"] for row in table.rows] == ["baseline", "maskbooster", "full"]
+    assert seen[-1] == (3.0, 3)
+    row = table.rows[1]
+    assert row.keys() >= {"protocol", "arm", "model", "seed", "steps", "metrics", "train_seconds", "commit", "machine"}
+    assert row["steps"] == 2
+    assert row["overrides"] == list(SHORT)
+    assert 0 <= row["metrics"]["AP"] <= 1
+    # `full` is shared between protocols and has a file of its own.
+    assert [row["arm"] for row in json.loads(results_path("full", options).read_text())] == ["full"]
+    assert "maskbooster" in render_markdown(table.table)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a finished row was trained again")
+
+    monkeypatch.setattr(table_module, "run_task", never)
+    assert bench("sparse-20", options).rows == table.rows
+
+
+def test_arms_of_the_rarest_masks_paste_copies() -> None:
+    rare, common = arms_of("sparse-0.4"), arms_of("sparse-10")
+    assert list(rare) == list(common) == list(SPARSE)
+    pasted = {name for name, arm in rare.items() if "copy_paste_probability" in arm.settings.get("augment", {})}
+    assert pasted == {"ema_aug", "binary", "soft", "maskbooster"}
+    assert not any("copy_paste_probability" in arm.settings.get("augment", {}) for arm in common.values())
+
+
+def test_unknown_names_are_refused(options: BenchOptions) -> None:
+    with pytest.raises(DataError, match="sparse"):
+        bench("sparce-1", options)
+    with pytest.raises(ConfigError, match="no benchmark table"):
+        bench("points-10", options)
+
+
+def test_demo_ends_with_a_report_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_module, "QUICK_STEPS", 3)
+    small = DigitsSpec(train=40, tune=2, val=4)
+    monkeypatch.setattr(table_module, "DigitsSpec", lambda: small)
+    result = demo(tmp_path / "demo", quick=True)
+    page = result.report.read_text()
+    assert "maskbooster" in page
+    assert "baseline" in page
+    assert "mask IoU" in page  # the quality of the pseudo-masks over time
+    with pytest.raises(RunError, match="there already"):
+        demo(tmp_path / "demo", quick=True)
