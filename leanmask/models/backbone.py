@@ -41,10 +41,8 @@ class BackboneSpec:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 16 channels in a group, at most 32 groups (Wu and He 2018, section 3.1, found 16 as good as 32
-    groups).
-    """
-    return nn.GroupNorm(max(1, min(32, channels // 16)), channels)
+    """GroupNorm with 32 groups (Wu and He 2018), 8 in narrow layers."""
+    return nn.GroupNorm(32 if channels >= 512 else 8, channels)
 
 
 NORMS: dict[str, NormLayer] = {
@@ -72,10 +70,12 @@ def build_backbone(spec: BackboneSpec) -> BackboneWithFPN:
 def tiny_resnet(norm: NormLayer) -> nn.Sequential:
     """ResNet-18 at half width (2.8 M parameters) without its classifier, initialised for training from scratch.
 
-    Blocks do not start as the identity (last norm at 0, Goyal et al. 2017): in the first 200 steps that was slower.
+    The stem's 7 x 7 convolution is two of 3 x 3, which learn thin strokes faster. Blocks do not start as the identity
+    (last norm at 0, Goyal et al. 2017): on the embedded benchmark that was slower.
     """
+    first, second = nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False), nn.Conv2d(16, 32, 3, padding=1, bias=False)
     stem: list[tuple[str, nn.Module]] = [
-        ("conv1", nn.Conv2d(3, 32, 7, stride=2, padding=3, bias=False)),
+        ("conv1", nn.Sequential(first, norm(16), nn.ReLU(inplace=True), second)),
         ("bn1", norm(32)),
         ("relu", nn.ReLU(inplace=True)),
         ("maxpool", nn.MaxPool2d(3, stride=2, padding=1)),

@@ -60,7 +60,7 @@ class Preset:
 
 TINY = Preset(
     fpn_channels=64,
-    box_channels=256,
+    box_channels=512,
     mask_channels=64,
     mask_convs=2,
     anchor_sizes=(16, 32, 64, 128, 256),
@@ -78,7 +78,7 @@ class MaskRCNNConfig(Frozen):
     """
 
     name: Literal["mask_rcnn"] = "mask_rcnn"
-    backbone: BackboneName = Field("tiny", description="tiny: 4 M parameters, learns from scratch, fast on a CPU")
+    backbone: BackboneName = Field("tiny", description="tiny: 5 M parameters, learns from scratch, fast on a CPU")
     weights: str | None = Field(
         None,
         description="torchvision weights (DEFAULT, IMAGENET1K_V1, ...; COCO_V1 for the whole resnet50 detector) or a "
@@ -90,7 +90,7 @@ class MaskRCNNConfig(Frozen):
     norm: NormName | None = Field(None, description="null = frozen_batch with weights, else group")
     class_agnostic: bool = Field(False, description="one mask per proposal instead of one per class")
     fpn_channels: int | None = Field(None, ge=16, description="null = 256, tiny 64")
-    box_channels: int | None = Field(None, ge=1, description="null = 1024, tiny 256")
+    box_channels: int | None = Field(None, ge=1, description="null = 1024, tiny 512")
     mask_channels: int | None = Field(None, ge=1, description="null = 256, tiny 64")
     mask_convs: int | None = Field(None, ge=1, description="convolutions of the mask head; null = 4, tiny 2")
     anchor_sizes: tuple[int, int, int, int, int] | None = Field(

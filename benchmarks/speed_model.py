@@ -1,0 +1,170 @@
+"""Speed of Mask R-CNN R50-FPN against torchvision's own training and inference loops, interleaved in one process.
+
+A is torchvision's `maskrcnn_resnet50_fpn` in fp32, as its reference scripts run it; B is leanmask's with the same
+weights, bf16 autocast and channels_last. Both see the same images and objects and have the same settings: frozen batch
+norm, all layers trained, torchvision's numbers of proposals, score floor and detections. A and B take turns, so that
+whatever else the machine does hits both; ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
+
+from leanmask.masks import Crops
+from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from leanmask.records import Instances, Supervision, Target
+
+CLASSES = 80
+SCORE_FLOOR = 0.05
+LEARNING_RATE = 1e-5
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """One measurement: images of size_px squared, batch, objects per image, and how many turns each side gets."""
+
+    size_px: int = 256
+    batch: int = 2
+    objects: int = 8
+    repetitions: int = 5
+    warmup: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Both models with the same weights, and the same input in either's form."""
+
+    theirs: TorchvisionMaskRCNN
+    ours: MaskRCNN
+    images: Tensor
+    truths: list[dict[str, Tensor]]
+    targets: list[Target]
+
+
+def training_speed(settings: SpeedSettings | None = None) -> dict[str, Any]:
+    """Seconds of a supervised step (forward, backward, SGD update) of either side, and their ratio (bar: 0.6)."""
+    settings = settings or SpeedSettings()
+    contest = prepare(settings)
+    theirs, ours = contest.theirs.train(), contest.ours.train()
+    optimisers = [torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9) for model in (theirs, ours)]
+    images = contest.images.contiguous(memory_format=torch.channels_last)
+
+    def update(losses: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
+        optimiser.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimiser.step()
+
+    def their_step() -> None:
+        update(theirs(list(contest.images), contest.truths), optimisers[0])
+
+    def our_step() -> None:
+        with torch.autocast(images.device.type, torch.bfloat16):
+            losses, _ = ours(images, contest.targets)
+        update(losses, optimisers[1])
+
+    return _report("training step", settings, _turns(their_step, our_step, settings))
+
+
+def inference_speed(settings: SpeedSettings | None = None) -> dict[str, Any]:
+    """Seconds to predict one batch, masks at box size (ours) or pasted into the image (torchvision's), and their ratio
+    (bar: 0.4).
+    """
+    settings = settings or SpeedSettings()
+    contest = prepare(settings)
+    theirs, ours = contest.theirs.eval(), contest.ours.eval()
+    images = contest.images.contiguous(memory_format=torch.channels_last)
+    found = {"torchvision": 0, "leanmask": 0}
+
+    def their_batch() -> None:
+        with torch.inference_mode():
+            found["torchvision"] = sum(len(result["boxes"]) for result in theirs(list(contest.images)))
+
+    def our_batch() -> None:
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
+            found["leanmask"] = sum(len(instances) for instances in ours.predict(images))
+
+    return _report("inference", settings, _turns(their_batch, our_batch, settings)) | {"detections": found}
+
+
+def prepare(settings: SpeedSettings) -> Contest:
+    """Build both models from one seed and copy the weights; random images with rectangles as objects."""
+    torch.manual_seed(settings.seed)
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=5
+    )
+    # Residual branches at full strength overflow without statistics; trained networks keep their activations small.
+    for name, module in backbone.named_modules():
+        if name.endswith("bn3"):
+            module.weight.fill_(0.2)
+    size = settings.size_px
+    theirs = TorchvisionMaskRCNN(backbone, CLASSES + 1, min_size=size, max_size=size, box_score_thresh=SCORE_FLOOR)
+    with torch.no_grad():
+        theirs.roi_heads.box_predictor.cls_score.weight.mul_(30)  # confident enough for a full list of detections
+    config = MaskRCNNConfig(backbone="resnet50", norm="frozen_batch", score_floor=SCORE_FLOOR)
+    ours = MaskRCNN(config, CLASSES)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(settings.batch, 3, size, size)
+    targets = [_random_target(settings) for _ in range(settings.batch)]
+    truths = [_truth(target, size) for target in targets]
+    return Contest(theirs, ours.to(memory_format=torch.channels_last), images, truths, targets)
+
+
+def _random_target(settings: SpeedSettings) -> Target:
+    size, count = settings.size_px, settings.objects
+    extent = torch.randint(size // 10, size // 2, (count, 2))
+    corner = (torch.rand(count, 2) * (size - extent)).long()
+    regions = torch.cat([corner, extent], dim=1)
+    instances = Instances(
+        boxes=torch.cat([corner, corner + extent], dim=1).float(),
+        categories=torch.randint(0, CLASSES, (count,)),
+        supervision=torch.full((count,), int(Supervision.MASK)),
+        weights=torch.ones(count),
+        masks=Crops(torch.ones(int(extent.prod(1).sum()), dtype=torch.uint8), regions),
+    )
+    return Target(instances=instances, ignore=torch.zeros(0, 4))
+
+
+def _truth(target: Target, size: int) -> dict[str, Tensor]:
+    masks = torch.zeros(len(target.instances), size, size, dtype=torch.uint8)
+    for mask, (x0, y0, x1, y1) in zip(masks, target.instances.boxes.long().tolist(), strict=True):
+        mask[y0:y1, x0:x1] = 1
+    return {"boxes": target.instances.boxes, "labels": target.instances.categories + 1, "masks": masks}
+
+
+def _turns(
+    first: Callable[[], None], second: Callable[[], None], settings: SpeedSettings
+) -> tuple[list[float], list[float]]:
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(settings.warmup + settings.repetitions):
+        for side, work in zip(seconds, (first, second), strict=True):
+            start = time.perf_counter()
+            work()
+            if turn >= settings.warmup:
+                side.append(time.perf_counter() - start)
+    return seconds
+
+
+def _report(what: str, settings: SpeedSettings, seconds: tuple[list[float], list[float]]) -> dict[str, Any]:
+    theirs, ours = (median(side) for side in seconds)
+    return {
+        "what": what,
+        "model": "mask_rcnn resnet50",
+        "size_px": settings.size_px,
+        "batch": settings.batch,
+        "threads": torch.get_num_threads(),
+        "torchvision_seconds": theirs,
+        "leanmask_seconds": ours,
+        "ratio": ours / theirs,
+        "turns": {"torchvision_seconds": seconds[0], "leanmask_seconds": seconds[1]},
+    }
