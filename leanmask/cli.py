@@ -140,7 +140,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model. The same command under torchrun uses many GPUs or machines."""
-    with progress("training", as_json) as on_progress:
+    with progress("training", as_json) as report:
+
+        def on_progress(step: int, total: int, note: str) -> None:
+            if step == 0:
+                messages.print(note, markup=False)
+            report(step, total, note if step else "")
+
         if resume is not None:
             summary = run_resume(resume, on_progress=on_progress)
         elif data is None or out is None:

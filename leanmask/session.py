@@ -28,6 +28,7 @@ from leanmask.models.base import Model
 from leanmask.records import Views
 from leanmask.settings import RunConfig
 
+# Called with (finished steps, all steps, a note): first, at step 0, with the census of what is labelled how.
 OnStep = Callable[[int, int, str], None]
 
 # Pseudo-labels are measured on at most this many training images, spread evenly.
@@ -124,6 +125,8 @@ class Session:
             if on_progress:
                 on_progress(step, total, f"loss {sum(losses.values()):.2f}")
 
+        if on_progress:
+            on_progress(0, self.config.train.steps, self.labelled.census().to_text())
         job = Job(
             student=self.student,
             teacher=self.teacher,

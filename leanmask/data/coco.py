@@ -129,6 +129,12 @@ class Census:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def to_text(self) -> str:
+        """One line: images, and objects by what was labelled, most effort first."""
+        kinds = [f"{self.objects[kind.name.lower()]} {kind.name.lower()}" for kind in sorted(Supervision, reverse=True)]
+        unlabelled = f", {self.unlabelled_images} of them unlabelled" if self.unlabelled_images else ""
+        return f"{self.images} images{unlabelled}; objects by label: {', '.join(kinds)}; {self.crowds} crowds"
+
     @staticmethod
     def count(flags: npt.NDArray[np.uint8], unannotated: str, names: dict[int, str], totals: dict[str, Any]) -> Census:
         """flags: (images,) bits of grouping.py. names: class name by category id. totals: JSON of grouping.Totals."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -40,13 +41,25 @@ class BackboneSpec:
     trainable_layers: int
 
 
+class FrozenNorm(FrozenBatchNorm2d):
+    """torchvision's frozen batch norm in one pass and in the precision of its input.
+
+    Its own form multiplies bf16 maps by fp32 statistics and so carries fp32 maps through the network under autocast.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift[:, None, None].to(x), x, scale[:, None, None].to(x))
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with 32 groups (Wu and He 2018), 8 in narrow layers."""
     return nn.GroupNorm(32 if channels >= 512 else 8, channels)
 
 
 NORMS: dict[str, NormLayer] = {
-    "frozen_batch": FrozenBatchNorm2d,
+    "frozen_batch": FrozenNorm,
     "batch": nn.BatchNorm2d,
     "group": group_norm,
 }

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-# Above this many cells of a feature map the products touch too much that is outside the box; the kernel wins.
-LARGEST_MAP_CELLS = 96 * 96
+# Above this many cells of a feature map the products touch too much that is outside the box, and the kernel wins; for
+# the forward pass alone, which the kernel does well, that comes earlier.
+LARGEST_MAP_CELLS, LARGEST_MAP_CELLS_FORWARD = 96 * 96, 32 * 32
 CANONICAL_SIZE_PX, CANONICAL_LEVEL = 224, 4  # FPN paper, Eq. 1
 
 
@@ -102,7 +103,8 @@ class RoIPool(nn.Module):
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def _pool(self, feature: Tensor, scale: float, boxes: Tensor, image_index: Tensor) -> Tensor:
-        if feature.is_cuda or feature.shape[-2] * feature.shape[-1] > LARGEST_MAP_CELLS:
+        largest = LARGEST_MAP_CELLS if torch.is_grad_enabled() else LARGEST_MAP_CELLS_FORWARD
+        if feature.is_cuda or feature.shape[-2] * feature.shape[-1] > largest:
             rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
             size = (self.cells, self.cells)
             pooled = roi_align(feature.float().contiguous(), rois, size, scale, self.samples, self.aligned)
