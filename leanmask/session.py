@@ -80,6 +80,7 @@ class Session:
         self.student: Model = config.build_model(len(self.classes))
         self.teacher = Teacher(self.student)
         self.metrics: dict[str, dict[str, float]] = {}
+        self._on_progress: OnStep | None = None
 
     def _loader(self) -> StepLoader:
         data, train = self.config.data, self.config.train
@@ -122,11 +123,10 @@ class Session:
         """Train to the end, or from the last checkpoint on."""
 
         def report(step: int, total: int, losses: Mapping[str, float]) -> None:
-            if on_progress:
-                on_progress(step, total, f"loss {sum(losses.values()):.2f}")
+            self._tell(step, f"loss {sum(losses.values()):.2f}")
 
-        if on_progress:
-            on_progress(0, self.config.train.steps, self.labelled.census().to_text())
+        self._on_progress = on_progress
+        self._tell(0, self.labelled.census().to_text())
         job = Job(
             student=self.student,
             teacher=self.teacher,
@@ -140,6 +140,10 @@ class Session:
             on_progress=report,
         )
         return self.summary(run_job(job, resume))
+
+    def _tell(self, step: int, note: str) -> None:
+        if self._on_progress:
+            self._on_progress(step, self.config.train.steps, note)
 
     def describe(self) -> dict[str, Any]:
         """What a weights file must say of itself to be used without its run folder."""
@@ -175,6 +179,7 @@ class Session:
         networks = {"student": self.student, "teacher": self.teacher.model}
         measured: dict[str, dict[str, Any]] = {}
         for who in self.config.evaluation.who:
+            self._tell(step, f"evaluating the {who}")
             evaluation = validator.measure(networks[who], self.folder / "evaluation" / who)
             if evaluation is not None:
                 measured[who] = {**evaluation.metrics, "per_class": evaluation.per_class}

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanmask.labels.boxes import box_prior
+from leanmask.labels.boxes import box_agreement, box_prior
 from leanmask.labels.masks import binary_masks, class_divergence
 from leanmask.labels.weigh import cosine_ramp
 
@@ -42,6 +42,38 @@ def test_box_prior_is_the_naive_double_loop(
 def test_box_prior_of_an_unknown_box_is_one_everywhere() -> None:
     prior = box_prior(torch.tensor([[0.0, 0, 10, 10]]), torch.full((1, 4), math.nan), (4, 4))
     assert bool((prior == 1).all())
+
+
+def test_box_agreement_by_hand() -> None:
+    grid = torch.tensor([[0.0, 0, 8, 8]])
+    mask = torch.zeros(1, 4, 4)  # cells of 2 x 2 px
+    mask[0, 1:3, 1:4] = 1  # x 2 to 8, y 2 to 6
+    assert box_agreement(mask, grid, torch.tensor([[2.0, 2, 8, 6]])).item() == 1.0
+    assert box_agreement(mask, grid, torch.tensor([[2.0, 2, 8, 8]])).item() == pytest.approx(24 / 36)
+    # What lies outside the grid cannot be seen: it is not held against the mask.
+    assert box_agreement(mask, grid, torch.tensor([[2.0, 2, 20, 6]])).item() == 1.0
+    assert box_agreement(torch.zeros(1, 4, 4), grid, torch.tensor([[2.0, 2, 8, 6]])).item() == 0.0
+    assert box_agreement(mask, grid, torch.full((1, 4), math.nan)).item() == 1.0
+
+
+@given(seed=st.integers(0, 10**6), given_box=boxes())
+@settings(max_examples=60, deadline=None)
+def test_box_agreement_is_an_iou(seed: int, given_box: torch.Tensor) -> None:
+    from torchvision.ops import box_iou
+
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(1, 5, 7, generator=generator) > 0.8).float()
+    grid = torch.tensor([[0.0, 0.0, 35.0, 25.0]])
+    found = box_agreement(mask, grid, given_box)
+    assert 0 <= found.item() <= 1 + 1e-6
+    rows, columns = mask[0].any(1).nonzero(), mask[0].any(0).nonzero()
+    clipped = torch.cat([given_box[:, :2].clamp(min=0), given_box[:, 2:].minimum(grid[:, 2:])], 1)
+    inside = bool((clipped[:, 2:] > clipped[:, :2]).all())
+    if not len(rows) or not inside:
+        assert found.item() == 0
+        return
+    tight = torch.tensor([[columns[0] * 5.0, rows[0] * 5.0, (columns[-1] + 1) * 5.0, (rows[-1] + 1) * 5.0]])
+    torch.testing.assert_close(found, box_iou(tight, clipped)[0], atol=1e-4, rtol=1e-4)
 
 
 def test_binary_masks_cut_at_the_threshold() -> None:

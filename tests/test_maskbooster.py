@@ -105,7 +105,7 @@ def test_student_sees_the_strong_view() -> None:
 
 
 def test_binary_loss_equals_the_hand_worked_one() -> None:
-    config = MaskBoosterConfig(soft_weight=0, binary_weight=0.5, ramp_fraction=0)
+    config = MaskBoosterConfig(soft_weight=0, binary_weight=0.5, ramp_fraction=0, box_agreement=False)
     outcome, *_ = run(config, step=50, kinds=[[Supervision.BOX]])
     # Category 0, student logit 1, teacher 2: object inside the box. The proposal reaches 4 px further left than the box
     # of 16 px, in a grid of 4 cells over 20 px: cell centres at 6.5, 11.5, ... so the first column is
@@ -116,15 +116,23 @@ def test_binary_loss_equals_the_hand_worked_one() -> None:
     torch.testing.assert_close(outcome.losses["loss_pseudo_binary"], expected)
 
 
+def test_doubtful_pseudo_masks_count_less() -> None:
+    plain, *_ = run(MaskBoosterConfig(ramp_fraction=0, box_agreement=False), step=0, kinds=[[Supervision.BOX]])
+    doubted, *_ = run(MaskBoosterConfig(ramp_fraction=0), step=0, kinds=[[Supervision.BOX]])
+    # The pseudo-mask fills the grid's last three columns, x from 9 to 24, of a box from 8 to 24.
+    for name in ("loss_pseudo_binary", "loss_pseudo_soft"):
+        torch.testing.assert_close(doubted.losses[name], plain.losses[name] * 15 / 16)
+
+
 def test_box_prior_can_be_switched_off() -> None:
-    config = MaskBoosterConfig(soft_weight=0, ramp_fraction=0, box_prior=False)
+    config = MaskBoosterConfig(soft_weight=0, ramp_fraction=0, box_prior=False, box_agreement=False)
     outcome, *_ = run(config, step=0, kinds=[[Supervision.BOX]])
     expected = torch.nn.functional.softplus(torch.tensor(-1.0))
     torch.testing.assert_close(outcome.losses["loss_pseudo_binary"], expected)
 
 
 def test_soft_loss_is_the_weighted_divergence() -> None:
-    config = MaskBoosterConfig(binary_weight=0, soft_weight=3, ramp_fraction=0)
+    config = MaskBoosterConfig(binary_weight=0, soft_weight=3, ramp_fraction=0, box_agreement=False)
     outcome, student, teacher, _ = run(config, step=0)
     p, q = torch.softmax(teacher.logits, 0), torch.softmax(student.logits, 0)
     torch.testing.assert_close(outcome.losses["loss_pseudo_soft"], 3 * (p * (p / q).log()).sum())

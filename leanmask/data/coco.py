@@ -131,9 +131,11 @@ class Census:
 
     def to_text(self) -> str:
         """One line: images, and objects by what was labelled, most effort first."""
-        kinds = [f"{self.objects[kind.name.lower()]} {kind.name.lower()}" for kind in sorted(Supervision, reverse=True)]
-        unlabelled = f", {self.unlabelled_images} of them unlabelled" if self.unlabelled_images else ""
-        return f"{self.images} images{unlabelled}; objects by label: {', '.join(kinds)}; {self.crowds} crowds"
+        names = [kind.name.lower() for kind in sorted(Supervision, reverse=True)]
+        kinds = ", ".join(f"{self.objects[name]} {name}" for name in names if self.objects[name])
+        unlabelled = f" ({self.unlabelled_images} unlabelled)" if self.unlabelled_images else ""
+        crowds = f"; {self.crowds} crowds" if self.crowds else ""
+        return f"{self.images} images{unlabelled}; objects by label: {kinds}{crowds}"
 
     @staticmethod
     def count(flags: npt.NDArray[np.uint8], unannotated: str, names: dict[int, str], totals: dict[str, Any]) -> Census:

@@ -25,3 +25,32 @@ def box_prior(grid_boxes: Tensor, object_boxes: Tensor, size: tuple[int, int]) -
 
 def _cell_centres(count: int, like: Tensor) -> Tensor:
     return (torch.arange(count, device=like.device, dtype=like.dtype) + 0.5) / count
+
+
+def box_agreement(masks: Tensor, grid_boxes: Tensor, object_boxes: Tensor) -> Tensor:
+    """(K,) IoU in [0, 1] between the tight box of each mask and the object's box, as far as the grid shows it.
+
+    A box that a person drew touches its object on all four sides, so a pseudo-mask that does not reach them is
+    doubtful, and an empty one says nothing. masks: (K, h, w) 0/1 on the grids of grid_boxes (K, 4) xyxy. object_boxes: (K, 4)
+    xyxy, same frame, pixels. An unknown box (NaN) agrees with everything.
+    """
+    x0, x1 = _extent(masks.amax(1) > 0, grid_boxes[:, 0], grid_boxes[:, 2])
+    y0, y1 = _extent(masks.amax(2) > 0, grid_boxes[:, 1], grid_boxes[:, 3])
+    seen = torch.cat(
+        [object_boxes[:, :2].maximum(grid_boxes[:, :2]), object_boxes[:, 2:].minimum(grid_boxes[:, 2:])], 1
+    )
+    left, top, right, bottom = seen.unbind(1)
+    common = (x1.minimum(right) - x0.maximum(left)).clamp(min=0) * (y1.minimum(bottom) - y0.maximum(top)).clamp(min=0)
+    united = (x1 - x0) * (y1 - y0) + (right - left).clamp(min=0) * (bottom - top).clamp(min=0) - common
+    return (common / united.clamp(min=1e-6)).nan_to_num(nan=1.0)
+
+
+def _extent(touched: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last touched cell of (K, n) as coordinates between start and end; both are start where none is."""
+    count = touched.shape[1]
+    cells = torch.arange(count, device=touched.device)
+    first = torch.where(touched, cells, count).amin(1)
+    last = torch.where(touched, cells + 1, 0).amax(1)
+    first = torch.where(touched.any(1), first, 0)
+    step = (end - start) / count
+    return start + first * step, start + last * step

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from leanmask.distributed import global_mean
-from leanmask.labels.boxes import box_prior
+from leanmask.labels.boxes import box_agreement, box_prior
 from leanmask.labels.masks import binary_masks, class_divergence
 from leanmask.labels.weigh import cosine_ramp
 from leanmask.masks import Grids
@@ -41,6 +41,9 @@ class MaskBoosterConfig(EmaConfig):
     )
     temperature: float = Field(1.0, gt=0, description="T of the soft pseudo-masks; not given in the paper")
     box_prior: bool = Field(True, description="cut binary pseudo-masks at the given box")
+    box_agreement: bool = Field(
+        True, description="trust pseudo-masks by the IoU of their tight box with the given box; not in the paper"
+    )
     threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a cell of a pseudo-mask is object")
     start_fraction: float = Field(0.0, ge=0, lt=1, description="share of the training before the ramp begins")
     ramp_fraction: float = Field(0.4, ge=0, le=1, description="length of the ramp r(t), as a share of the training")
@@ -75,17 +78,18 @@ class MaskBooster(Method):
     ) -> dict[str, Tensor]:
         """Binary and soft pseudo-mask losses of K proposals whose objects have no mask (Eq. 11 and 12)."""
         config, losses = self.config, {}
-        everywhere = torch.ones(len(said), device=said.boxes.device)
+        boxes = object_boxes(said, targets)
+        masks = binary_masks(taught.of_category(), config.threshold)
+        if config.box_prior:
+            masks = masks * box_prior(said.boxes, boxes, (masks.shape[1], masks.shape[2]))
+        trust = torch.ones(len(said), device=masks.device)
+        if config.box_agreement:
+            trust = box_agreement(masks, said.boxes, boxes)
         if config.binary_weight > 0:
-            masks = binary_masks(taught.of_category(), config.threshold)
-            if config.box_prior:
-                masks = masks * box_prior(said.boxes, object_boxes(said, targets), (masks.shape[1], masks.shape[2]))
-            losses["loss_pseudo_binary"] = ramp * config.binary_weight * student.mask_loss(said, masks, everywhere)
+            losses["loss_pseudo_binary"] = ramp * config.binary_weight * student.mask_loss(said, masks, trust)
         if config.soft_weight > 0:
-            divergence = class_divergence(said.logits, taught.logits, config.temperature)
-            losses["loss_pseudo_soft"] = (
-                ramp * config.soft_weight * global_mean(divergence.mean((1, 2)).sum(), len(said))
-            )
+            divergence = class_divergence(said.logits, taught.logits, config.temperature).mean((1, 2))
+            losses["loss_pseudo_soft"] = ramp * config.soft_weight * global_mean((trust * divergence).sum(), len(said))
         return losses
 
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances]:
