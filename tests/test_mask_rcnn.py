@@ -253,6 +253,17 @@ def test_predict_masks_are_those_of_the_forward_pass(class_agnostic: bool) -> No
     assert torch.equal(again.object_index, shuffled.object_index)
 
 
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_a_predictions_mask_is_that_of_its_box_and_class(class_agnostic: bool) -> None:
+    model, images = tiny(class_agnostic=class_agnostic).eval(), torch.rand(1, 3, 96, 96)
+    found = model.predict(images)[0]
+    zeros = torch.zeros_like(found.categories)
+    proposals = Proposals(image_index=zeros, boxes=found.boxes, object_index=zeros, categories=found.categories)
+    expected = model.predict_masks(images, proposals).of_category().sigmoid()
+    assert len(found.categories.unique()) > 1
+    torch.testing.assert_close(found.masks.values, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_predict_masks_for_no_box() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     proposals = Proposals(image_index=none, boxes=torch.zeros(0, 4), object_index=none, categories=none)

@@ -166,8 +166,20 @@ class RoIHeads(nn.Module):
             channels = 1 if self.class_agnostic else self.mask_predictor.mask_fcn_logits.out_channels - 1
             nothing = finite_zero(self.mask_head) + finite_zero(self.mask_predictor)
             return features[0].new_zeros(0, channels, 2 * MASK_CELLS, 2 * MASK_CELLS).float() + nothing
-        logits = upsampled_logits(self.mask_predictor, self.mask_head(self.mask_pool(features, boxes, image_index)))
+        logits = upsampled_logits(self.mask_predictor, self._cells(features, boxes, image_index))
         return logits.float() if self.class_agnostic else logits[:, 1:].float()
+
+    def own_masks(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, categories: Tensor) -> Tensor:
+        """(K, 28, 28) mask logits of each box's own class (K,), without computing the others."""
+        if len(boxes) == 0:
+            return features[0].new_zeros(0, 2 * MASK_CELLS, 2 * MASK_CELLS, dtype=torch.float32)
+        channels = torch.zeros_like(categories) if self.class_agnostic else categories + 1
+        cells = self._cells(features, boxes, image_index)
+        return upsampled_logits(self.mask_predictor, cells, channels)[:, 0].float()
+
+    def _cells(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
+        cells: Tensor = self.mask_head(self.mask_pool(features, boxes, image_index))
+        return cells
 
 
 class MaskRCNN(Model):
@@ -335,28 +347,30 @@ class MaskRCNN(Model):
         images = torch.arange(len(found), device=boxes.device).repeat_interleave(
             torch.tensor(counts, device=boxes.device)
         )
-        logits = self.roi_heads.masks(features, boxes, images)
-        channel = torch.zeros_like(categories) if logits.shape[1] == 1 else categories
-        values = logits[torch.arange(len(boxes), device=boxes.device), channel].sigmoid()
+        values = self.roi_heads.own_masks(features, boxes, images, categories).sigmoid()
         return [
             instances.replace(masks=Grids(part, instances.boxes))
             for instances, part in zip(found, values.split(counts), strict=True)
         ]
 
 
-def upsampled_logits(predictor: MaskRCNNPredictor, features: Tensor) -> Tensor:
-    """`predictor(features)`, (K, channels, 2S, 2S) from (K, c, S, S), with matrix products.
+def upsampled_logits(predictor: MaskRCNNPredictor, features: Tensor, channels: Tensor | None = None) -> Tensor:
+    """`predictor(features)`, (K, channels, 2S, 2S) from (K, c, S, S), with matrix products; (K, 1, 2S, 2S) where
+    `channels` (K,) names the only one wanted of each.
 
     A transposed convolution of stride 2 and size 2 is one linear map from a cell to its four new ones, followed here by
     another to the logits; only the logits are put in place. On CPUs the transposed convolution's own backward pass took
     a seventh of a training step.
     """
     deconv, last = predictor.conv5_mask, predictor.mask_fcn_logits
-    count, channels, rows, columns = features.shape
-    cells = features.permute(0, 2, 3, 1).reshape(-1, channels)
-    weight = deconv.weight.permute(2, 3, 1, 0).reshape(-1, channels)
-    hidden = F.linear(cells, weight, deconv.bias.repeat(4)).relu()
-    logits = F.linear(hidden.view(-1, deconv.out_channels), last.weight.flatten(1), last.bias)
+    count, width, rows, columns = features.shape
+    cells = features.permute(0, 2, 3, 1).reshape(-1, width)
+    weight = deconv.weight.permute(2, 3, 1, 0).reshape(-1, width)
+    hidden = F.linear(cells, weight, deconv.bias.repeat(4)).relu_().view(count, -1, deconv.out_channels)
+    if channels is None:
+        logits = F.linear(hidden, last.weight.flatten(1), last.bias)
+    else:
+        logits = hidden @ last.weight.flatten(1)[channels, :, None] + last.bias[channels, None, None]
     grid = logits.view(count, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)
     return grid.reshape(count, -1, 2 * rows, 2 * columns)
 
