@@ -70,12 +70,14 @@ class Session:
         unannotated = config.data.unannotated
         self.labelled = AnnotationStore.open(train.annotations, train.images, unannotated=unannotated)
         self.classes = self.labelled.classes
-        if not any(self.labelled.census().objects.values()):
+        census = self.labelled.census()
+        if not any(census.objects.values()):
             raise DataError(f"{train.annotations} has no labelled object to learn from")
         self.validation = AnnotationStore.open(
             val.annotations, val.images, unannotated=unannotated, classes=self.classes
         )
-        self.method: Method = config.build_method()
+        masks = tuple(census.per_class[name]["mask"] for name in self.classes.names)
+        self.method: Method = config.build_method(masks)
         self.loader = self._loader()
         self.student: Model = config.build_model(len(self.classes))
         self.teacher = Teacher(self.student)

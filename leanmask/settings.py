@@ -19,7 +19,7 @@ from leanmask.config import (
 )
 from leanmask.errors import ConfigError, RunError, suggest
 from leanmask.methods import METHODS
-from leanmask.methods.base import Method
+from leanmask.methods.base import Method, TrainingFacts
 from leanmask.models import MODELS
 from leanmask.models.base import Model
 
@@ -50,10 +50,10 @@ class RunConfig(Frozen):
         name: str = self.model.name  # type: ignore[attr-defined]
         return MODELS[name](self.model, num_classes, pretrained)  # type: ignore[arg-type]
 
-    def build_method(self) -> Method:
-        """The training method, for `train.steps` updates."""
+    def build_method(self, masks_per_class: tuple[int, ...] = ()) -> Method:
+        """The training method, for `train.steps` updates on data with so many true masks of each class."""
         name: str = self.method.name  # type: ignore[attr-defined]
-        return METHODS[name](self.method, self.train.steps)  # type: ignore[arg-type]
+        return METHODS[name](self.method, TrainingFacts(self.train.steps, masks_per_class))  # type: ignore[arg-type]
 
 
 def _named(kind: str, value: Any, configs: dict[str, type[Frozen]]) -> Frozen:

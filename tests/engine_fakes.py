@@ -21,7 +21,7 @@ from leanmask.engine.journal import NAME
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import Job, TrainResult, train
 from leanmask.geometry import Frame
-from leanmask.methods.base import EmaConfig, Method, StepLosses
+from leanmask.methods.base import EmaConfig, Method, StepLosses, TrainingFacts
 from leanmask.models.base import Model, finite_zero
 from leanmask.records import Batch, Instances, MaskPredictions, Proposals, Target, Views
 
@@ -90,7 +90,7 @@ class FakeMethod(Method):
     Config = EmaConfig
 
     def __init__(self, steps: int, noise: bool = True, keep: float = 0.9) -> None:
-        super().__init__(EmaConfig(ema_keep=keep), steps)
+        super().__init__(EmaConfig(ema_keep=keep), TrainingFacts(steps))
         self.noise = noise
         self.seen = torch.zeros(())
 

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from leanmask.geometry import Frame
-from leanmask.masks import Crops
+from leanmask.masks import Crops, Grids
+from leanmask.methods.base import TrainingFacts
 from leanmask.methods.maskbooster import MaskBooster, MaskBoosterConfig, lacks_mask
 from leanmask.methods.supervised import Supervised, SupervisedConfig
 from leanmask.models.base import Model, finite_zero
 from leanmask.records import Batch, Instances, MaskPredictions, Proposals, Supervision, Target, Views
+
+FACTS = TrainingFacts(total_steps=100)
 
 
 class OneMaskPerObject(Model):
@@ -87,7 +90,7 @@ MIXED = [[Supervision.MASK, Supervision.BOX], [], [Supervision.BOX, Supervision.
 def run(config: MaskBoosterConfig, step: int, kinds: Sequence[Sequence[Supervision]] = MIXED):  # type: ignore[no-untyped-def]
     student, teacher = OneMaskPerObject([1.0, -1.0, 0.5]), OneMaskPerObject([2.0, -2.0, 1.0])
     batch = Batch(labelled=make_views(kinds))
-    return MaskBooster(config, total_steps=100).losses(student, teacher, batch, step), student, teacher, batch
+    return MaskBooster(config, FACTS).losses(student, teacher, batch, step), student, teacher, batch
 
 
 def test_only_objects_without_a_mask_are_asked_about() -> None:
@@ -124,6 +127,18 @@ def test_doubtful_pseudo_masks_count_less() -> None:
         torch.testing.assert_close(doubted.losses[name], plain.losses[name] * 15 / 16)
 
 
+def test_a_class_without_masks_borrows_the_other_channels() -> None:
+    views, teacher = make_views([[Supervision.BOX] * 3]), OneMaskPerObject([2.0, -2.0, 1.0])
+    facts = TrainingFacts(total_steps=100, masks_per_class=(3, 0, 5))
+    (borrowed,) = MaskBooster(MaskBoosterConfig(), facts).pseudo_labels(teacher, views)
+    (alone,) = MaskBooster(MaskBoosterConfig(borrow=False), facts).pseudo_labels(teacher, views)
+    assert isinstance(borrowed.masks, Grids)
+    assert isinstance(alone.masks, Grids)
+    expected = torch.sigmoid(torch.tensor([2.0, (2.0 + 1.0) / 2, 1.0]))
+    torch.testing.assert_close(borrowed.masks.values[:, 0, 0], expected)
+    torch.testing.assert_close(alone.masks.values[:, 0, 0], torch.sigmoid(torch.tensor([2.0, -2.0, 1.0])))
+
+
 def test_box_prior_can_be_switched_off() -> None:
     config = MaskBoosterConfig(soft_weight=0, ramp_fraction=0, box_prior=False, box_agreement=False)
     outcome, *_ = run(config, step=0, kinds=[[Supervision.BOX]])
@@ -155,7 +170,7 @@ def test_before_the_ramp_the_teacher_is_not_asked() -> None:
 
 def test_weights_of_zero_are_supervised_training() -> None:
     outcome, student, _, batch = run(MaskBoosterConfig(binary_weight=0, soft_weight=0), step=99)
-    plain = Supervised(SupervisedConfig(), total_steps=100).losses(student, student, batch, 99)
+    plain = Supervised(SupervisedConfig(), FACTS).losses(student, student, batch, 99)
     assert set(outcome.losses) == set(plain.losses)
     for name, value in plain.losses.items():
         assert torch.equal(outcome.losses[name], value)
@@ -186,7 +201,7 @@ def test_objects_of_weight_zero_are_left_out() -> None:
 
 def test_pseudo_labels_name_their_objects() -> None:
     views = make_views(MIXED)
-    labels = MaskBooster(MaskBoosterConfig(), 100).pseudo_labels(OneMaskPerObject([2.0, -2.0, 1.0]), views)
+    labels = MaskBooster(MaskBoosterConfig(), FACTS).pseudo_labels(OneMaskPerObject([2.0, -2.0, 1.0]), views)
     assert [len(instances) for instances in labels] == [1, 0, 2]
     assert labels[0].categories.tolist() == [1]
     assert labels[2].scores is not None
@@ -195,7 +210,7 @@ def test_pseudo_labels_name_their_objects() -> None:
 
 
 def test_momentum_warms_up_to_the_published_rate() -> None:
-    method = MaskBooster(MaskBoosterConfig(), 100)
+    method = MaskBooster(MaskBoosterConfig(), FACTS)
     assert method.momentum(0) == pytest.approx(0.1)
     assert method.momentum(10**6) == 0.999
     assert method.momentum(5) < method.momentum(6)

@@ -31,8 +31,8 @@ def box_agreement(masks: Tensor, grid_boxes: Tensor, object_boxes: Tensor) -> Te
     """(K,) IoU in [0, 1] between the tight box of each mask and the object's box, as far as the grid shows it.
 
     A box that a person drew touches its object on all four sides, so a pseudo-mask that does not reach them is
-    doubtful, and an empty one says nothing. masks: (K, h, w) 0/1 on the grids of grid_boxes (K, 4) xyxy. object_boxes: (K, 4)
-    xyxy, same frame, pixels. An unknown box (NaN) agrees with everything.
+    doubtful, and an empty one says nothing. masks: (K, h, w) 0/1 on the grids of grid_boxes (K, 4) xyxy. object_boxes:
+    (K, 4) xyxy, same frame, pixels. An unknown box (NaN) agrees with everything.
     """
     x0, x1 = _extent(masks.amax(1) > 0, grid_boxes[:, 0], grid_boxes[:, 2])
     y0, y1 = _extent(masks.amax(2) > 0, grid_boxes[:, 1], grid_boxes[:, 3])

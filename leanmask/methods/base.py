@@ -26,6 +26,16 @@ class EmaConfig(Frozen):
 
 
 @dataclass(frozen=True)
+class TrainingFacts:
+    """What a method may know of the training besides its batches. total_steps: student updates. masks_per_class: how
+    many objects of each class (contiguous index) have a true mask in the training data; empty = not known.
+    """
+
+    total_steps: int
+    masks_per_class: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class StepLosses:
     """One step's outcome.
 
@@ -43,9 +53,9 @@ class Method(ABC):
     Config: ClassVar[type[EmaConfig]]
     uses_unlabelled: ClassVar[bool] = False
 
-    def __init__(self, config: EmaConfig, total_steps: int) -> None:
+    def __init__(self, config: EmaConfig, facts: TrainingFacts) -> None:
         self.config = config
-        self.total_steps = total_steps
+        self.facts = facts
 
     @abstractmethod
     def losses(self, student: Model, teacher: Model, batch: Batch, step: int) -> StepLosses:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leanmask.distributed import global_mean
 from leanmask.labels.boxes import box_agreement, box_prior
-from leanmask.labels.masks import binary_masks, class_divergence
+from leanmask.labels.masks import binary_masks, borrowed_logits, class_divergence
 from leanmask.labels.weigh import cosine_ramp
 from leanmask.masks import Grids
 from leanmask.methods.base import EmaConfig, Method, StepLosses
@@ -43,6 +43,9 @@ class MaskBoosterConfig(EmaConfig):
     box_prior: bool = Field(True, description="cut binary pseudo-masks at the given box")
     box_agreement: bool = Field(
         True, description="trust pseudo-masks by the IoU of their tight box with the given box; not in the paper"
+    )
+    borrow: bool = Field(
+        True, description="classes without a single mask take their pseudo-masks from the other classes' channels; ours"
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a cell of a pseudo-mask is object")
     start_fraction: float = Field(0.0, ge=0, lt=1, description="share of the training before the ramp begins")
@@ -70,8 +73,10 @@ class MaskBooster(Method):
 
     def ramp(self, step: int) -> float:
         """r(t) of Eq. 4, with t counted from `start_fraction` on."""
-        started = step - self.config.start_fraction * self.total_steps
-        return 0.0 if started < 0 else cosine_ramp(int(started), round(self.config.ramp_fraction * self.total_steps))
+        started = step - self.config.start_fraction * self.facts.total_steps
+        return (
+            0.0 if started < 0 else cosine_ramp(int(started), round(self.config.ramp_fraction * self.facts.total_steps))
+        )
 
     def pseudo_losses(
         self, student: Model, said: MaskPredictions, taught: MaskPredictions, targets: Sequence[Target], ramp: float
@@ -79,7 +84,7 @@ class MaskBooster(Method):
         """Binary and soft pseudo-mask losses of K proposals whose objects have no mask (Eq. 11 and 12)."""
         config, losses = self.config, {}
         boxes = object_boxes(said, targets)
-        masks = binary_masks(taught.of_category(), config.threshold)
+        masks = binary_masks(self.own_logits(taught), config.threshold)
         if config.box_prior:
             masks = masks * box_prior(said.boxes, boxes, (masks.shape[1], masks.shape[2]))
         trust = torch.ones(len(said), device=masks.device)
@@ -92,11 +97,18 @@ class MaskBooster(Method):
             losses["loss_pseudo_soft"] = ramp * config.soft_weight * global_mean((trust * divergence).sum(), len(said))
         return losses
 
+    def own_logits(self, taught: MaskPredictions) -> Tensor:
+        """(K, h, w) teacher's logits for each proposal's class; classes without any mask borrow the others' channels."""
+        known = torch.tensor([count > 0 for count in self.facts.masks_per_class], device=taught.logits.device)
+        if not self.config.borrow or len(known) != taught.logits.shape[1]:
+            return taught.of_category()
+        return borrowed_logits(taught.logits, taught.categories, known)
+
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances]:
         """The teacher's masks for the boxes of the objects that have none."""
         proposals, lacking = _boxes_without_mask(views)
         taught = teacher.predict_masks(views.weak, proposals)
-        values = taught.of_category().float().sigmoid()
+        values = self.own_logits(taught).float().sigmoid()
         per_image = values.split([len(instances) for instances in lacking])
         return [
             instances.replace(masks=Grids(grids, instances.boxes), scores=_certainty(grids))
