@@ -98,7 +98,7 @@ class MaskBooster(Method):
         return losses
 
     def own_logits(self, taught: MaskPredictions) -> Tensor:
-        """(K, h, w) teacher's logits for each proposal's class; classes without any mask borrow the others' channels."""
+        """(K, h, w) teacher's logits of each proposal's class; a class without any mask borrows the others' channels."""
         known = torch.tensor([count > 0 for count in self.facts.masks_per_class], device=taught.logits.device)
         if not self.config.borrow or len(known) != taught.logits.shape[1]:
             return taught.of_category()
