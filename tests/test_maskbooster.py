@@ -108,7 +108,7 @@ def test_student_sees_the_strong_view() -> None:
 
 
 def test_binary_loss_equals_the_hand_worked_one() -> None:
-    config = MaskBoosterConfig(soft_weight=0, binary_weight=0.5, ramp_fraction=0, box_agreement=False)
+    config = MaskBoosterConfig(soft_weight=0, binary_weight=0.5, start_fraction=0, ramp_fraction=0, box_agreement=False)
     outcome, *_ = run(config, step=50, kinds=[[Supervision.BOX]])
     # Category 0, student logit 1, teacher 2: object inside the box. The proposal reaches 4 px further left than the box
     # of 16 px, in a grid of 4 cells over 20 px: cell centres at 6.5, 11.5, ... so the first column is
@@ -120,8 +120,10 @@ def test_binary_loss_equals_the_hand_worked_one() -> None:
 
 
 def test_doubtful_pseudo_masks_count_less() -> None:
-    plain, *_ = run(MaskBoosterConfig(ramp_fraction=0, box_agreement=False), step=0, kinds=[[Supervision.BOX]])
-    doubted, *_ = run(MaskBoosterConfig(ramp_fraction=0), step=0, kinds=[[Supervision.BOX]])
+    plain, *_ = run(
+        MaskBoosterConfig(start_fraction=0, ramp_fraction=0, box_agreement=False), step=0, kinds=[[Supervision.BOX]]
+    )
+    doubted, *_ = run(MaskBoosterConfig(start_fraction=0, ramp_fraction=0), step=0, kinds=[[Supervision.BOX]])
     # The pseudo-mask fills the grid's last three columns, x from 9 to 24, of a box from 8 to 24.
     for name in ("loss_pseudo_binary", "loss_pseudo_soft"):
         torch.testing.assert_close(doubted.losses[name], plain.losses[name] * 15 / 16)
@@ -140,14 +142,14 @@ def test_a_class_without_masks_borrows_the_other_channels() -> None:
 
 
 def test_box_prior_can_be_switched_off() -> None:
-    config = MaskBoosterConfig(soft_weight=0, ramp_fraction=0, box_prior=False, box_agreement=False)
+    config = MaskBoosterConfig(soft_weight=0, start_fraction=0, ramp_fraction=0, box_prior=False, box_agreement=False)
     outcome, *_ = run(config, step=0, kinds=[[Supervision.BOX]])
     expected = torch.nn.functional.softplus(torch.tensor(-1.0))
     torch.testing.assert_close(outcome.losses["loss_pseudo_binary"], expected)
 
 
 def test_soft_loss_is_the_weighted_divergence() -> None:
-    config = MaskBoosterConfig(binary_weight=0, soft_weight=3, ramp_fraction=0, box_agreement=False)
+    config = MaskBoosterConfig(binary_weight=0, soft_weight=3, start_fraction=0, ramp_fraction=0, box_agreement=False)
     outcome, student, teacher, _ = run(config, step=0)
     p, q = torch.softmax(teacher.logits, 0), torch.softmax(student.logits, 0)
     torch.testing.assert_close(outcome.losses["loss_pseudo_soft"], 3 * (p * (p / q).log()).sum())
@@ -156,8 +158,8 @@ def test_soft_loss_is_the_weighted_divergence() -> None:
 
 @pytest.mark.parametrize("ramp", [0.4, 0.8])
 def test_pseudo_losses_are_scaled_by_the_ramp(ramp: float) -> None:
-    full, *_ = run(MaskBoosterConfig(ramp_fraction=0), step=20)
-    part, *_ = run(MaskBoosterConfig(ramp_fraction=ramp), step=round(50 * ramp))
+    full, *_ = run(MaskBoosterConfig(start_fraction=0, ramp_fraction=0), step=20)
+    part, *_ = run(MaskBoosterConfig(start_fraction=0, ramp_fraction=ramp), step=round(50 * ramp))
     torch.testing.assert_close(part.losses["loss_pseudo_binary"], 0.5 * full.losses["loss_pseudo_binary"])
     torch.testing.assert_close(part.losses["loss_pseudo_soft"], 0.5 * full.losses["loss_pseudo_soft"])
 
@@ -177,7 +179,9 @@ def test_weights_of_zero_are_supervised_training() -> None:
 
 
 def test_all_masks_given_leave_nothing_to_teach() -> None:
-    outcome, student, *_ = run(MaskBoosterConfig(ramp_fraction=0), step=0, kinds=[[Supervision.MASK] * 2])
+    outcome, student, *_ = run(
+        MaskBoosterConfig(start_fraction=0, ramp_fraction=0), step=0, kinds=[[Supervision.MASK] * 2]
+    )
     assert outcome.losses["loss_pseudo_binary"].item() == 0.0
     assert outcome.losses["loss_pseudo_soft"].item() == 0.0
     sum(outcome.losses.values()).backward()  # type: ignore[union-attr]
@@ -185,7 +189,7 @@ def test_all_masks_given_leave_nothing_to_teach() -> None:
 
 
 def test_no_gradient_reaches_the_teacher() -> None:
-    outcome, student, teacher, _ = run(MaskBoosterConfig(ramp_fraction=0), step=0)
+    outcome, student, teacher, _ = run(MaskBoosterConfig(start_fraction=0, ramp_fraction=0), step=0)
     torch.stack(list(outcome.losses.values())).sum().backward()
     assert teacher.logits.grad is None
     assert student.logits.grad is not None

@@ -48,8 +48,8 @@ class MaskBoosterConfig(EmaConfig):
         True, description="classes without a single mask take their pseudo-masks from the other classes' channels; ours"
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a cell of a pseudo-mask is object")
-    start_fraction: float = Field(0.0, ge=0, lt=1, description="share of the training before the ramp begins")
-    ramp_fraction: float = Field(0.4, ge=0, le=1, description="length of the ramp r(t), as a share of the training")
+    start_fraction: float = Field(0.2, ge=0, lt=1, description="share of the training before the ramp begins")
+    ramp_fraction: float = Field(0.3, ge=0, le=1, description="length of the ramp r(t), as a share of the training")
 
 
 class MaskBooster(Method):
@@ -98,7 +98,7 @@ class MaskBooster(Method):
         return losses
 
     def own_logits(self, taught: MaskPredictions) -> Tensor:
-        """(K, h, w) teacher's logits of each proposal's class; a class without any mask borrows the others' channels."""
+        """(K, h, w) teacher's logits of each proposal's class; one without any mask borrows the others' channels."""
         known = torch.tensor([count > 0 for count in self.facts.masks_per_class], device=taught.logits.device)
         if not self.config.borrow or len(known) != taught.logits.shape[1]:
             return taught.of_category()
