@@ -12,14 +12,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_configuration_reference_is_up_to_date() -> None:
+def test_generated_pages_are_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
-    found = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert found == generate.page(), "run: python docs/generate.py"
+    for name, write in generate.PAGES.items():
+        found = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert found == write(), f"docs/{name} is out of date; run: python docs/generate.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
