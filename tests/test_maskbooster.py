@@ -129,13 +129,14 @@ def test_doubtful_pseudo_masks_count_less() -> None:
         torch.testing.assert_close(doubted.losses[name], plain.losses[name] * 15 / 16)
 
 
-def test_a_class_without_masks_borrows_the_other_channels() -> None:
+def test_the_channel_that_fits_the_box_is_the_pseudo_mask() -> None:
     views, teacher = make_views([[Supervision.BOX] * 3]), OneMaskPerObject([2.0, -2.0, 1.0])
     facts = TrainingFacts(total_steps=100, masks_per_class=(3, 0, 5))
     (borrowed,) = MaskBooster(MaskBoosterConfig(), facts).pseudo_labels(teacher, views)
     (alone,) = MaskBooster(MaskBoosterConfig(borrow=False), facts).pseudo_labels(teacher, views)
     assert isinstance(borrowed.masks, Grids)
     assert isinstance(alone.masks, Grids)
+    # The second class's own channel sees nothing: the mean of the two classes with masks fills the box, as it should.
     expected = torch.sigmoid(torch.tensor([2.0, (2.0 + 1.0) / 2, 1.0]))
     torch.testing.assert_close(borrowed.masks.values[:, 0, 0], expected)
     torch.testing.assert_close(alone.masks.values[:, 0, 0], torch.sigmoid(torch.tensor([2.0, -2.0, 1.0])))
@@ -205,7 +206,9 @@ def test_objects_of_weight_zero_are_left_out() -> None:
 
 def test_pseudo_labels_name_their_objects() -> None:
     views = make_views(MIXED)
-    labels = MaskBooster(MaskBoosterConfig(), FACTS).pseudo_labels(OneMaskPerObject([2.0, -2.0, 1.0]), views)
+    labels = MaskBooster(MaskBoosterConfig(borrow=False), FACTS).pseudo_labels(
+        OneMaskPerObject([2.0, -2.0, 1.0]), views
+    )
     assert [len(instances) for instances in labels] == [1, 0, 2]
     assert labels[0].categories.tolist() == [1]
     assert labels[2].scores is not None

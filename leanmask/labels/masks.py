@@ -5,7 +5,6 @@ Letters: K proposals, C class channels, h w rows and columns of a mask grid.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,18 +16,6 @@ def binary_masks(logits: Tensor, threshold: float = 0.5) -> Tensor:
     With `labels.boxes.box_prior` this is the activate-slice-threshold procedure of MaskBooster, Eq. 7 and 10.
     """
     return (logits.sigmoid() > threshold).to(logits.dtype)
-
-
-def borrowed_logits(logits: Tensor, categories: Tensor, known: Tensor) -> Tensor:
-    """(K, h, w) logits of each proposal's class; the mean over the known classes' channels where its own never learned.
-
-    Channels of other classes respond to much of the same object (MaskBooster, Eq. 8 and figure 4), while a channel that
-    no true mask ever taught says nothing. logits: (K, C, h, w). categories: (K,). known: (C,) bool, classes with masks.
-    """
-    own = logits[torch.arange(len(logits), device=logits.device), categories]
-    if bool(known.all()) or not bool(known.any()):
-        return own
-    return torch.where(known[categories][:, None, None], own, logits[:, known].mean(1))
 
 
 def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leanmask.distributed import global_mean
 from leanmask.labels.boxes import box_agreement, box_prior
-from leanmask.labels.masks import binary_masks, borrowed_logits, class_divergence
+from leanmask.labels.masks import binary_masks, class_divergence
 from leanmask.labels.weigh import cosine_ramp
 from leanmask.masks import Grids
 from leanmask.methods.base import EmaConfig, Method, StepLosses
@@ -45,7 +45,8 @@ class MaskBoosterConfig(EmaConfig):
         True, description="trust pseudo-masks by the IoU of their tight box with the given box; not in the paper"
     )
     borrow: bool = Field(
-        True, description="classes without a single mask take their pseudo-masks from the other classes' channels; ours"
+        True,
+        description="where it fits the given box better, the mean of all classes' channels is the pseudo-mask; ours",
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="probability above which a cell of a pseudo-mask is object")
     start_fraction: float = Field(0.2, ge=0, lt=1, description="share of the training before the ramp begins")
@@ -84,9 +85,7 @@ class MaskBooster(Method):
         """Binary and soft pseudo-mask losses of K proposals whose objects have no mask (Eq. 11 and 12)."""
         config, losses = self.config, {}
         boxes = object_boxes(said, targets)
-        masks = binary_masks(self.own_logits(taught), config.threshold)
-        if config.box_prior:
-            masks = masks * box_prior(said.boxes, boxes, (masks.shape[1], masks.shape[2]))
+        masks = self.cut_masks(self.best_logits(taught, boxes), said.boxes, boxes)
         trust = torch.ones(len(said), device=masks.device)
         if config.box_agreement:
             trust = box_agreement(masks, said.boxes, boxes)
@@ -97,18 +96,31 @@ class MaskBooster(Method):
             losses["loss_pseudo_soft"] = ramp * config.soft_weight * global_mean((trust * divergence).sum(), len(said))
         return losses
 
-    def own_logits(self, taught: MaskPredictions) -> Tensor:
-        """(K, h, w) teacher's logits of each proposal's class; one without any mask borrows the others' channels."""
-        known = torch.tensor([count > 0 for count in self.facts.masks_per_class], device=taught.logits.device)
-        if not self.config.borrow or len(known) != taught.logits.shape[1]:
-            return taught.of_category()
-        return borrowed_logits(taught.logits, taught.categories, known)
+    def best_logits(self, taught: MaskPredictions, boxes: Tensor) -> Tensor:
+        """(K, h, w) the teacher's logits for each object: its class's channel, or the mean of all channels that had true
+        masks to learn from, where that fits the given box better."""
+        own = taught.of_category()
+        if not self.config.borrow or taught.logits.shape[1] == 1:
+            return own
+        known = torch.tensor([count > 0 for count in self.facts.masks_per_class], device=own.device)
+        shared = (taught.logits[:, known] if known.any() else taught.logits).mean(1)
+        fits = [
+            box_agreement(self.cut_masks(logits, taught.boxes, boxes), taught.boxes, boxes) for logits in (own, shared)
+        ]
+        return torch.where((fits[1] > fits[0])[:, None, None], shared, own)
+
+    def cut_masks(self, logits: Tensor, grid_boxes: Tensor, boxes: Tensor) -> Tensor:
+        """(K, h, w) binary pseudo-masks, cut at the given boxes (Eq. 6 and 7)."""
+        masks = binary_masks(logits, self.config.threshold)
+        if not self.config.box_prior:
+            return masks
+        return masks * box_prior(grid_boxes, boxes, (masks.shape[1], masks.shape[2]))
 
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances]:
         """The teacher's masks for the boxes of the objects that have none."""
         proposals, lacking = _boxes_without_mask(views)
         taught = teacher.predict_masks(views.weak, proposals)
-        values = self.own_logits(taught).float().sigmoid()
+        values = self.best_logits(taught, proposals.boxes).float().sigmoid()
         per_image = values.split([len(instances) for instances in lacking])
         return [
             instances.replace(masks=Grids(grids, instances.boxes), scores=_certainty(grids))
