@@ -97,8 +97,9 @@ class MaskBooster(Method):
         return losses
 
     def best_logits(self, taught: MaskPredictions, boxes: Tensor) -> Tensor:
-        """(K, h, w) the teacher's logits for each object: its class's channel, or the mean of all channels that had true
-        masks to learn from, where that fits the given box better."""
+        """(K, h, w) the teacher's logits for each object: its class's channel or, where that fits the given box better,
+        the mean of the channels that had true masks to learn from.
+        """
         own = taught.of_category()
         if not self.config.borrow or taught.logits.shape[1] == 1:
             return own
