@@ -144,7 +144,7 @@ def train(
 
         def on_progress(step: int, total: int, note: str) -> None:
             if step == 0:
-                messages.print(note, markup=False)
+                messages.print(note, markup=False, soft_wrap=True)
             report(step, total, note if step else "")
 
         if resume is not None:
@@ -286,4 +286,4 @@ def main() -> None:
 def _complain(message: str) -> None:
     if "--json" in sys.argv:
         print_json({"error": message})
-    messages.print(f"error: {message}", style="red", markup=False)
+    messages.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
