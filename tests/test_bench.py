@@ -68,8 +68,7 @@ def test_unknown_names_are_refused(options: BenchOptions) -> None:
 
 def test_demo_ends_with_a_report_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_module, "QUICK_STEPS", 3)
-    small = DigitsSpec(train=40, tune=2, val=4)
-    monkeypatch.setattr(table_module, "DigitsSpec", lambda: small)
+    monkeypatch.setattr(demo_module, "QUICK_DIGITS", DigitsSpec(train=40, tune=2, val=4))
     result = demo(tmp_path / "demo", quick=True)
     page = result.report.read_text()
     assert "maskbooster" in page

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from leanmask.bench.arms import PRESET, Arm, arms_of
 from leanmask.config import merge
@@ -39,7 +40,7 @@ class BenchOptions:
     seeds: seeds 0 to seeds-1, each for split and training. arms: rows, None = all. data: a fully labelled data set,
     None = digits. split: what is reported on, "val"; "tune" to choose settings. work: data sets and runs. results:
     folder of the raw JSON. jobs: runs at the same time, with one thread each when above 1. overrides: dotted settings
-    for every row; they go into the rows.
+    for every row; they go into the rows. digits: sizes of the embedded data set, None = the default ones.
     """
 
     seeds: int = 1
@@ -50,6 +51,7 @@ class BenchOptions:
     results: Path = Path("benchmarks/results")
     jobs: int = 1
     overrides: tuple[str, ...] = ()
+    digits: DigitsSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def add_row(path: Path, row: Row) -> None:
+    """Append a row, atomically; several benchmarks may add to the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [*read_rows(path), row], overwrite=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        write_json(path, [*read_rows(path), row], overwrite=True)
 
 
 def _task(protocol: str, name: str, arm: Arm, seed: int, options: BenchOptions) -> Task:
@@ -146,7 +150,7 @@ def prepare_data(task: Task) -> Path:
     if source is None:
         source = options.work / "data" / "digits"
         if not (source / "annotations").is_dir():
-            write_digits(source, DigitsSpec())
+            write_digits(source, options.digits or DigitsSpec())
     out = options.work / "data" / f"{source.name}-{task.protocol}-seed{task.seed}"
     if not (out / "data.yaml").is_file():
         split(source, out, task.protocol, seed=task.seed, options=SplitOptions())

@@ -9,15 +9,16 @@
 Every part is a setting, which makes the ablation table: `binary_weight=0`, `soft_weight=0`, `box_prior=false`,
 `augment.strong=false`, `ema_keep=0`.
 
-Where the paper is silent. Strong view: photometric only, since proposals must align. Temperature 1, with Hinton's factor
-T^2. The divergence is summed over classes and averaged over cells and proposals; with that mean lambda_s is 1. The ramp
-begins after a fifth of the training (`start_fraction`): a teacher that has hardly seen a mask teaches noise, and the
-paper's own short ramps collapse where masks are rarest.
+Where the paper is silent. Strong view: photometric only, since proposals must align. Temperature 1, with Hinton's
+factor T^2. The divergence is summed over classes and averaged over cells and proposals; with that mean lambda_s is 1.
+The ramp begins after a fifth of the training (`start_fraction`): a teacher that has hardly seen a mask teaches noise,
+and the paper's own short ramps collapse where masks are rarest.
 
 Beyond the paper, both for classes with so few masks that their own channel is unreliable, and both switched off by a
-setting. `box_agreement`: a pseudo-mask counts as much as its tight box agrees with the given one, so a mask that shrinks
-to nothing does not confirm itself. `borrow`: where the mean of all channels fits the given box better than the class's
-own channel does, it is the pseudo-mask; channels of other classes respond to much of the same object (Eq. 8, figure 4).
+setting. `box_agreement`: a pseudo-mask counts as much as its tight box agrees with the given one, so a mask that
+shrinks to nothing does not confirm itself. `borrow`: where the mean of all channels fits the given box better than the
+class's own channel does, it is the pseudo-mask; channels of other classes respond to much of the same object (Eq. 8,
+figure 4).
 """
 
 from __future__ import annotations
