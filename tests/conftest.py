@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from leanmask.cli import main
+from leanmask.data import pack as pack_module
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.run import train
@@ -35,6 +37,20 @@ class Outcome(NamedTuple):
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Stores that tests open are cached apart from those of the person who runs them."""
+    os.environ["LEANMASK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder for one test alone."""
+    monkeypatch.setenv("LEANMASK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pack_module.tempfile, "tempdir", str(tmp_path))
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

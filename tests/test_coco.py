@@ -8,51 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coco_helpers import SQUARE, image, row, store, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from leanmask.data import pack as pack_module
 from leanmask.data.annotation import segmentation_of
 from leanmask.data.coco import AnnotationStore, ClassMap, read_json
 from leanmask.errors import DataError
 from leanmask.masks import rle_crop, segmentation_bounds
 from leanmask.records import Supervision
 
-SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 25.0, 10.0, 25.0]]
-CATEGORIES = [{"id": 90, "name": "cat"}, {"id": 7, "name": "dog"}]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LEANMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pack_module.tempfile, "tempdir", str(tmp_path))
-    return tmp_path / "cache"
-
-
-def image(number: int | str = 1, **fields: Any) -> dict[str, Any]:
-    return {"id": number, "file_name": f"{number}.png", "width": 60, "height": 40, **fields}
-
-
-def row(number: int = 1, **fields: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": 1, "category_id": 7, **fields}
-
-
-def write(folder: Path, rows: list[dict[str, Any]], images: list[dict[str, Any]] | None = None, **fields: Any) -> Path:
-    content = {
-        "images": [image()] if images is None else images,
-        "annotations": rows,
-        "categories": CATEGORIES,
-        **fields,
-    }
-    path = folder / "file.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def store(folder: Path, *rows: dict[str, Any], **options: Any) -> AnnotationStore:
-    return AnnotationStore.open(write(folder, list(rows)), folder, **options)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import multiprocessing
 import os
 import pickle
@@ -12,44 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coco_helpers import SQUARE, image, row, store, write
 
 from leanmask.data import pack as pack_module
 from leanmask.data.coco import AnnotationStore, read_json, write_json
 from leanmask.errors import DataError
 
-SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 25.0, 10.0, 25.0]]
-CATEGORIES = [{"id": 90, "name": "cat"}, {"id": 7, "name": "dog"}]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LEANMASK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pack_module.tempfile, "tempdir", str(tmp_path))
-    return tmp_path / "cache"
-
-
-def image(number: int | str = 1, **fields: Any) -> dict[str, Any]:
-    return {"id": number, "file_name": f"{number}.png", "width": 60, "height": 40, **fields}
-
-
-def row(number: int = 1, **fields: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": 1, "category_id": 7, **fields}
-
-
-def write(folder: Path, rows: list[dict[str, Any]], images: list[dict[str, Any]] | None = None, **fields: Any) -> Path:
-    content = {
-        "images": [image()] if images is None else images,
-        "annotations": rows,
-        "categories": CATEGORIES,
-        **fields,
-    }
-    path = folder / "file.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def store(folder: Path, *rows: dict[str, Any], **options: Any) -> AnnotationStore:
-    return AnnotationStore.open(write(folder, list(rows)), folder, **options)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def large(folder: Path, images: int = 200, each: int = 100) -> Path:
