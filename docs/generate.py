@@ -76,9 +76,9 @@ one kind of pseudo-mask. `full`: supervised on all masks, strong view, EMA. "Gap
 `baseline` to `full`. Times are those of runs that shared two cores with others (one thread each), so they say how long
 a table takes, not what a step costs; `leanmask bench speed` measures that.
 
-What the tables do not say by themselves: where masks are rarest every arm but `baseline` and `full` pastes copies of the
-few objects with masks, and the box AP of those arms is lower than the baseline's (`metrics.box_AP` of the rows). The
-masks gain more than the boxes lose; whether pasting less often keeps both is not measured yet.
+What the tables do not say by themselves: where masks are rarest every arm but `baseline` and `full` pastes copies of
+the few objects with masks, and the box AP of those arms is lower than the baseline's (`metrics.box_AP` of the rows).
+The masks gain more than the boxes lose; whether pasting less often keeps both is not measured yet.
 """
 
 
