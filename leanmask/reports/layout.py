@@ -35,7 +35,7 @@ def render_rich(table: Table) -> RichTable:
     rich_table = RichTable(title=Text(table.title), caption=caption, box=box.SIMPLE_HEAD)
     for index, header in enumerate(table.headers):
         justify: Literal["left", "right"] = "left" if index < table.text_columns else "right"
-        rich_table.add_column(Text(header), justify=justify, overflow="fold")
+        rich_table.add_column(Text(header), justify=justify, overflow="fold", no_wrap=index == 0)
     for at, row in enumerate(table.rows):
         rich_table.add_row(*(Text(cell, "bold" if (at, i) in table.strong else "") for i, cell in enumerate(row)))
     return rich_table
