@@ -77,8 +77,9 @@ one kind of pseudo-mask. `full`: supervised on all masks, strong view, EMA. "Gap
 a table takes, not what a step costs; `leanmask bench speed` measures that.
 
 What the tables do not say by themselves: where masks are rarest every arm but `baseline` and `full` pastes copies of
-the few objects with masks, and the box AP of those arms is lower than the baseline's (`metrics.box_AP` of the rows).
-The masks gain more than the boxes lose; whether pasting less often keeps both is not measured yet.
+the few objects with masks, as the paper does, so `maskbooster` differs from `baseline` in that and in the strong view
+too; `ema_aug` is the row that differs in the method alone. The box AP of `maskbooster` is lower there than the
+baseline's (`metrics.box_AP` of the rows); pasting is the suspect, but the cause is not isolated yet.
 """
 
 
