@@ -128,7 +128,7 @@ class Session:
             self._tell(step, f"loss {sum(losses.values()):.2f}")
 
         self._on_progress = on_progress
-        self._tell(0, self.labelled.census().to_text())
+        self._tell(0, f"{self.labelled.census().to_text()}; weights: {self.student.weights_note}")
         job = Job(
             student=self.student,
             teacher=self.teacher,

@@ -85,8 +85,12 @@ def test_loader_processes_change_nothing(tmp_path: Path, workers: int) -> None:
 def test_tensors_from_loader_processes_may_be_written(tmp_path: Path) -> None:
     labelled, _ = streams(tmp_path)
     (batch,) = take(StepLoader(labelled, None, BatchSizes(2), workers=1), 0, 1)
-    batch.labelled.targets[0].instances.boxes.add_(1)
-    batch.labelled.weak.mul_(0.5)
+    boxes, weak = batch.labelled.targets[0].instances.boxes, batch.labelled.weak
+    wanted = boxes + 1, weak * 0.5
+    boxes.add_(1)
+    weak.mul_(0.5)
+    assert torch.equal(boxes, wanted[0])
+    assert torch.equal(weak, wanted[1])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -19,6 +19,7 @@ class Model(nn.Module, ABC):
     """
 
     num_classes: int
+    weights_note: str = "initialised from scratch"  # what was loaded and what was left out, for the user
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[dict[str, Tensor], MaskPredictions]:
