@@ -1,4 +1,4 @@
-"""How the command line looks: progress bars with time left, tables, and JSON for machines. Used by cli.py alone."""
+"""How the command line looks: progress bars with time left, tables, and JSON for machines. Used by cli alone."""
 
 from __future__ import annotations
 

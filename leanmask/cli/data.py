@@ -1,0 +1,78 @@
+"""Verbs about data: write the embedded benchmark, check a data set, take labels away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanmask.cli.shared import Data, Json, app, say
+from leanmask.console import output, print_json, progress
+from leanmask.data.check import check as check_data
+from leanmask.data.digits import DigitsSpec, write_digits
+from leanmask.data.splits import SplitOptions
+from leanmask.data.splits import split as split_data
+
+
+@app.command(epilog="Example: leanmask digits digits --train 1000 --val 500")
+def digits(
+    out: Annotated[Path, typer.Argument(help="New folder for the data set.")],
+    train: Annotated[int, typer.Option(min=0, help="Training images.")] = 1000,
+    tune: Annotated[int, typer.Option(min=0, help="Images to choose hyper-parameters on.")] = 250,
+    val: Annotated[int, typer.Option(min=0, help="Validation images.")] = 500,
+    unlabelled: Annotated[int, typer.Option(min=0, help="Unlabelled images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    size: Annotated[int, typer.Option(min=32, help="Side of an image, pixels.")] = 128,
+    longtail: Annotated[bool, typer.Option(help="Class frequencies with a long tail.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the embedded benchmark, handwritten digits in photographs, as a COCO data set."""
+    spec = DigitsSpec(
+        train=train, tune=tune, val=val, unlabelled=unlabelled, seed=seed, size_px=size, longtail=longtail
+    )
+    with progress("writing images", as_json) as report:
+        write_digits(out, spec, report)
+    say(as_json, {"out": str(out), "images": train + tune + val + unlabelled}, f"wrote the digits data set to {out}")
+
+
+@app.command(epilog="Examples: leanmask check mydata   |   leanmask check mydata --fix mydata-fixed")
+def check(
+    data: Data,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a repaired copy of the annotations to this new folder.")
+    ] = None,
+    exif: Annotated[
+        str, typer.Option(help="EXIF rotations: error, apply or ignore, as data.exif in training.")
+    ] = "error",
+    limit: Annotated[int, typer.Option(help="How many problems to print.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Validate a data set and count what is labelled how. Exit code 1 when there are errors."""
+    with progress("checking images", as_json) as on_progress:
+        found = check_data(data, fix=fix, exif=exif, on_progress=on_progress)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        output.print(found.to_text(limit), markup=False)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: leanmask split digits digits-sparse --protocol sparse-1 --seed 0")
+def split(
+    data: Data,
+    out: Annotated[Path, typer.Argument(help="New folder for the split.")],
+    protocol: Annotated[
+        str, typer.Option(help="full, boxes, sparse-R, points-N, semi-P, weak-semi-P, partial or mixed-T.")
+    ],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    noise: Annotated[float, typer.Option(min=0, max=1, help="points-N: share of points with a wrong label.")] = 0.0,
+    noise_at: Annotated[str, typer.Option(help="points-N: wrong ones at 'random' or at the 'boundary'.")] = "random",
+    point_at: Annotated[str, typer.Option(help="weak-semi-P: the point is the 'centre' or 'random'.")] = "centre",
+    as_json: Json = False,
+) -> None:
+    """Make a partly labelled data set from a fully labelled one; what is taken away is kept apart to measure by."""
+    options = SplitOptions(point_noise=noise, noise_at=noise_at, point_at=point_at)  # type: ignore[arg-type]
+    summary = split_data(data, out, protocol, seed=seed, options=options)
+    say(as_json, summary.to_json(), summary.to_text())

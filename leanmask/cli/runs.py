@@ -1,0 +1,103 @@
+"""Verbs about runs: train, evaluate, predict, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leanmask.cli.shared import Data, Json, Out, Overrides, app, say
+from leanmask.console import messages, output, print_json, progress
+from leanmask.errors import ConfigError
+from leanmask.inference import PredictOptions
+from leanmask.inference import evaluate as run_evaluate
+from leanmask.inference import predict as run_predict
+from leanmask.reports.page import write_report
+from leanmask.reports.tables import class_table, render_rich
+from leanmask.run import resume as run_resume
+from leanmask.run import train as run_train
+
+
+@app.command(
+    epilog="Examples: leanmask train mydata --method maskbooster --out runs/a --steps 3000 train.seed=1   |   "
+    "leanmask train --resume runs/a"
+)
+def train(
+    data: Annotated[Path | None, typer.Argument(help="Data set: a folder or a data YAML.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue this interrupted run.")] = None,
+    method: Annotated[str | None, typer.Option(help="supervised or maskbooster. [default: maskbooster]")] = None,
+    model: Annotated[str | None, typer.Option(help="mask_rcnn. [default: mask_rcnn]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model. The same command under torchrun uses many GPUs or machines."""
+    with progress("training", as_json) as report:
+
+        def on_progress(step: int, total: int, note: str) -> None:
+            if step == 0:
+                messages.print(note, markup=False, soft_wrap=True)
+            report(step, total, note if step else "")
+
+        if resume is not None:
+            summary = run_resume(resume, on_progress=on_progress)
+        elif data is None or out is None:
+            raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
+        else:
+            named = [f"{key}={value}" for key, value in _named(method, model, steps) if value is not None]
+            summary = run_train(
+                data, out, config=config, overrides=[*named, *(overrides or ())], on_progress=on_progress
+            )
+    say(as_json, summary.to_json(), summary.to_text())
+
+
+def _named(method: str | None, model: str | None, steps: int | None) -> list[tuple[str, Any]]:
+    return [("method.name", method), ("model.name", model), ("train.steps", steps)]
+
+
+@app.command(epilog="Examples: leanmask evaluate runs/a mydata   |   leanmask evaluate results.json mydata --split val")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder, weights file, or a COCO results file.")],
+    data: Data,
+    split: Annotated[str, typer.Option(help="Which split of the data set.")] = "val",
+    as_json: Json = False,
+) -> None:
+    """COCO average precision, with the twelve numbers and a table per class."""
+    with progress("evaluating", as_json) as on_progress:
+        evaluation = run_evaluate(run, data, split=split, on_progress=on_progress)
+    if as_json:
+        print_json(evaluation.to_json())
+        return
+    output.print(evaluation.summary, markup=False)
+    output.print(render_rich(class_table(evaluation.per_class)))
+    for note in evaluation.notes:
+        messages.print(note, markup=False)
+
+
+@app.command(epilog="Example: leanmask predict runs/a photos/*.jpg --out predictions")
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder or weights file.")],
+    images: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    out: Out,
+    score: Annotated[float, typer.Option(min=0, max=1, help="Draw and write objects from this score on.")] = 0.5,
+    overlays: Annotated[bool, typer.Option(help="Write pictures with the masks drawn in.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Segment images: COCO results in your own category ids, and overlay pictures."""
+    with progress("predicting", as_json) as on_progress:
+        summary = run_predict(run, images, out, PredictOptions(score=score, overlays=overlays), on_progress=on_progress)
+    say(as_json, summary.to_json(), summary.to_text())
+
+
+@app.command(epilog="Example: leanmask report runs/baseline runs/maskbooster --out report.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, shown side by side.")],
+    out: Out = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page: census, curves, per-class AP, pictures, pseudo-label quality."""
+    page = write_report(runs, out)
+    say(as_json, {"out": str(page)}, f"wrote {page}")

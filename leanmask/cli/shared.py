@@ -1,0 +1,46 @@
+"""What every verb shares: the app, the options that recur, and how a result is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leanmask import __version__
+from leanmask.console import output, print_json
+
+app = typer.Typer(
+    name="leanmask",
+    help="Train instance segmentation from the labels you can afford: masks, boxes, points, nothing.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
+Data = Annotated[Path, typer.Argument(help="Data set: a folder in COCO's or Roboflow's layout, or a data YAML.")]
+Out = Annotated[Path, typer.Option("--out", help="Where to write; must not exist yet.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as dotted.key=value, e.g. train.seed=1 augment.strong=false.")
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        output.print(f"leanmask {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    pass
+
+
+def say(as_json: bool, content: Any, text: str) -> None:
+    """Print a verb's result: JSON for machines or a text for people."""
+    if as_json:
+        print_json(content)
+    else:
+        output.print(text, markup=False)

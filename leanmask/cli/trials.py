@@ -1,0 +1,77 @@
+"""Verbs that measure leanmask itself: bench, demo, doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanmask.bench.demo import demo as run_demo
+from leanmask.bench.speed import speed as measure_speed
+from leanmask.bench.table import BenchOptions
+from leanmask.bench.table import bench as run_bench
+from leanmask.cli.shared import Json, Overrides, app, say
+from leanmask.console import output, print_json, progress
+from leanmask.doctor import doctor as examine
+from leanmask.reports.tables import render_rich
+
+
+@app.command(epilog="Examples: leanmask bench sparse-1 --seeds 3   |   leanmask bench speed")
+def bench(
+    protocol: Annotated[str, typer.Argument(help="A protocol, e.g. sparse-1, or 'speed'.")],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 .. N-1.")] = 1,
+    arms: Annotated[str | None, typer.Option(help="Comma-separated rows; all when left out.")] = None,
+    data: Annotated[Path | None, typer.Option(help="A fully labelled data set instead of digits.")] = None,
+    split: Annotated[str, typer.Option(help="Reported split; 'tune' to choose settings.")] = "val",
+    work: Annotated[Path, typer.Option(help="Where data sets and runs are kept.")] = Path("runs/bench"),
+    results: Annotated[Path, typer.Option(help="Folder of the raw JSON.")] = Path("benchmarks/results"),
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each when above 1.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """A protocol's whole table; rows that are there already are skipped, so it can be built in pieces."""
+    if protocol == "speed":
+        rows = measure_speed(results)
+        say(as_json, rows, json.dumps(rows, indent=1))
+        return
+    names = tuple(arms.split(",")) if arms else None
+    options = BenchOptions(
+        seeds=seeds,
+        arms=names,
+        data=data,
+        split=split,
+        work=work,
+        results=results,
+        jobs=jobs,
+        overrides=tuple(overrides or ()),
+    )
+    with progress(f"bench {protocol}", as_json) as on_progress:
+        table = run_bench(protocol, options, on_progress=on_progress)
+    if as_json:
+        print_json(table.rows)
+    else:
+        output.print(render_rich(table.table))
+
+
+@app.command(epilog="Example: leanmask demo demo --quick")
+def demo(
+    out: Annotated[Path, typer.Argument(help="New or unfinished demo folder.")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="The same path in under two minutes.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time.")] = 1,
+) -> None:
+    """The main job on the embedded benchmark: data, sparse split, baseline and MaskBooster, table and report."""
+    with progress("demo") as on_progress:
+        result = run_demo(out, quick=quick, jobs=jobs, on_progress=on_progress)
+    output.print(render_rich(result.table))
+    output.print(f"report: {result.report}", markup=False)
+
+
+@app.command(epilog="Example: leanmask doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, optional extras, and a tiny forward and backward pass."""
+    findings = examine()
+    say(as_json, findings.to_json(), findings.to_text())
+    if not findings.ok:
+        raise typer.Exit(1)
