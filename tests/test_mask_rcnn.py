@@ -13,7 +13,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from leanmask.masks import Crops, Grids
 from leanmask.models import MODELS
-from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig, Samples, class_targets
+from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from leanmask.models.two_stage import Samples, class_targets
 from leanmask.records import Instances, Proposals, Supervision, Target
 
 CLASSES = 5

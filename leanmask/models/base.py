@@ -23,7 +23,8 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[dict[str, Tensor], MaskPredictions]:
-        """Named scalar losses that honour partial targets, and what the mask branch said for the matched proposals.
+        """Named scalar losses that honour partial targets, and what the mask branch said for the matched proposals, at
+        least for those whose object has no mask.
 
         Objects without a mask give no mask loss; an object's weight scales all its losses; weight 0, ignore regions and
         unlabelled places of images that are not exhaustive give none and are never background. Every parameter takes
@@ -41,11 +42,13 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def predict_masks(self, images: Tensor, proposals: Proposals) -> MaskPredictions:
+    def predict_masks(self, images: Tensor, proposals: Proposals, fine: bool = False) -> MaskPredictions:
         """Masks for given boxes (or locations, or points): teacher-student matching, self-training from human boxes,
         point prompts.
 
-        Returns one mask per proposal, in the order of the proposals.
+        Returns one mask per proposal, in the order of the proposals: of every class and on the grid that `forward`
+        uses, so that they can be a student's targets; with `fine`, of the proposal's own class alone (one channel), as
+        fine as `predict` makes them.
         """
 
     def mask_loss(self, predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
@@ -67,12 +70,16 @@ def finite_zero(module: nn.Module) -> Tensor:
     return torch.stack([p.sum() for p in parameters]).sum() * 0.0 if parameters else torch.zeros(())
 
 
-def grid_loss(predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
-    """Binary cross-entropy of each proposal's own class channel: mean over cells, weighted mean over proposals of all
-    processes.
+def grid_losses(predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
+    """(K,) binary cross-entropy of each proposal's own class channel, weighted mean over its cells. masks: (K, h, w).
+    weights: (K,) or (K, h, w).
     """
     per_cell = F.binary_cross_entropy_with_logits(predictions.of_category().float(), masks.float(), reduction="none")
     if weights.dim() == 1:
         weights = weights[:, None, None]
-    total = (per_cell * weights).mean(dim=(1, 2)).sum()
-    return global_mean(total, len(predictions))
+    return (per_cell * weights).mean(dim=(1, 2))
+
+
+def grid_loss(predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
+    """`grid_losses`, mean over the proposals of all processes."""
+    return global_mean(grid_losses(predictions, masks, weights).sum(), len(predictions))

@@ -1,32 +1,40 @@
-"""The mask loss that every box-based model shares: ragged mask crops sampled on each proposal's grid.
+"""The mask loss that every box-based model shares: ragged mask crops sampled on each proposal's grid, and classified
+points read off the grid.
 
-Letters: K proposals, N objects of one image, S cells along one side of the grid.
+Letters: K proposals, N objects of one image, P points, S cells along one side of the grid.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from leanmask.distributed import global_mean
 from leanmask.masks import Crops
-from leanmask.models.base import grid_loss
+from leanmask.models.base import grid_losses
 from leanmask.models.matching import of_object
+from leanmask.models.points import PointTargets, point_losses, sample_grids
 from leanmask.models.pooling import Axis, Window, axis_weights
-from leanmask.records import MaskPredictions, Target
+from leanmask.records import MaskPredictions, Supervision, Target
+
+PointMean = Literal["all", "inside"]
 
 
 @dataclass(frozen=True)
 class MaskGrid:
     """How masks are sampled: an S x S grid over each box of a canvas (height, width) in pixels; `aligned` as in
-    pooling.Axis.
+    pooling.Axis. point_mean: what the loss of classified points is a mean over, see `annotated_points`.
     """
 
     size: int
     canvas: tuple[int, int]
     aligned: bool = False
+    point_mean: PointMean = "all"
 
 
 def sample_masks(crops: Crops, object_index: Tensor, boxes: Tensor, grid: MaskGrid) -> Tensor:
@@ -81,13 +89,24 @@ def mask_targets(predictions: MaskPredictions, targets: Sequence[Target], grid: 
 
 
 def mask_loss(predictions: MaskPredictions, targets: Sequence[Target], grid: MaskGrid) -> Tensor:
-    """Binary cross-entropy of the proposals whose objects have a mask, weighted; mean over them on all processes, 0
-    when there are none. Class-specific logits use the object's class channel (Mask R-CNN, section 3).
+    """Binary cross-entropy of the proposals whose objects have a mask (mean over cells) or classified points (mean over
+    points, logits interpolated), weighted; mean over these proposals on all processes, 0 when there are none.
+
+    Class-specific logits use the object's class channel (Mask R-CNN, section 3; Pointly-Supervised, section 4).
     """
-    wanted = of_object([has_mask(target) for target in targets], predictions.image_index, predictions.object_index)
-    learning = predictions[wanted]
-    masks, weights = mask_targets(learning, targets, grid)
-    return grid_loss(learning, masks, weights)
+    masked = supervised_by(predictions, [has_mask(target) for target in targets])
+    pointed = supervised_by(predictions, [has_points(target) for target in targets])
+    total = grid_losses(masked, *mask_targets(masked, targets, grid)).sum()
+    if len(pointed):
+        points = annotated_points(pointed, targets, grid.point_mean)
+        said = sample_grids(pointed.of_category()[:, None], points.coords)[..., 0]
+        total = total + point_losses(said, points).sum()
+    return global_mean(total, len(masked) + len(pointed))
+
+
+def supervised_by(predictions: MaskPredictions, wanted: Sequence[Tensor]) -> MaskPredictions:
+    """The predictions whose object is marked in its image's (N,) bool."""
+    return predictions[of_object(wanted, predictions.image_index, predictions.object_index)]
 
 
 def has_mask(target: Target) -> Tensor:
@@ -96,3 +115,108 @@ def has_mask(target: Target) -> Tensor:
     if not isinstance(instances.masks, Crops):
         return torch.zeros_like(instances.has_mask)
     return instances.has_mask & (instances.weights > 0) & (instances.masks.regions[:, 2:] > 0).all(1)
+
+
+def has_points(target: Target) -> Tensor:
+    """(N,) bool: labelled with a box and classified points of which one lies on the canvas, and trusted."""
+    instances = target.instances
+    if instances.point_labels is None:
+        return torch.zeros_like(instances.has_mask)
+    known = (instances.point_labels >= 0).any(1)
+    return (instances.supervision == Supervision.POINTS) & (instances.weights > 0) & known
+
+
+def annotated_points(
+    predictions: MaskPredictions, targets: Sequence[Target], point_mean: PointMean = "all"
+) -> PointTargets:
+    """The classified points of K predictions whose objects all have some, relative to their boxes.
+
+    Points outside the predicted box say nothing. point_mean "all": the mean over points still counts them, as in
+    PointSup's code; "inside": it does not. Points off the canvas, or hidden, never count.
+    """
+    owner = (predictions.image_index, predictions.object_index)
+    most = max((0 if t.instances.points is None else t.instances.points.shape[1] for t in targets), default=0)
+    padded = [_padded_points(target, most) for target in targets]
+    points = of_object([xy for xy, _ in padded], *owner)
+    labels = of_object([known for _, known in padded], *owner)
+    corner, far = predictions.boxes[:, None, :2], predictions.boxes[:, None, 2:]
+    coords = (points - corner) / (far - corner).clamp(min=1e-6)
+    inside = (labels >= 0) & ((coords >= 0) & (coords <= 1)).all(2)
+    counted = labels >= 0 if point_mean == "all" else inside
+    trust = of_object([target.instances.weights for target in targets], *owner)
+    # The mean over the padded row becomes one over the points that count.
+    weights = inside * (trust * most / counted.sum(1).clamp(min=1))[:, None]
+    return PointTargets(coords.clamp(0, 1), labels.clamp(min=0).float(), weights)
+
+
+def keep_points(targets: Sequence[Target], share: float) -> Sequence[Target]:
+    """Targets of which every object keeps a random `share` of its classified points, at least one (Pointly-Supervised's
+    point sub-sampling, 5 of 10); the others get label -1.
+    """
+    return targets if share >= 1 else [_thinned(target, share) for target in targets]
+
+
+def _thinned(target: Target, share: float) -> Target:
+    labels = target.instances.point_labels
+    if labels is None or labels.numel() == 0:
+        return target
+    known = labels >= 0
+    luck = torch.rand(labels.shape, device=labels.device).masked_fill(~known, 2.0)
+    kept = (known.sum(1, keepdim=True) * share).round().clamp(min=1)
+    chosen = luck.argsort(1).argsort(1) < kept
+    return dataclasses.replace(target, instances=target.instances.replace(point_labels=torch.where(chosen, labels, -1)))
+
+
+def _padded_points(target: Target, most: int) -> tuple[Tensor, Tensor]:
+    instances = target.instances
+    points = instances.boxes.new_zeros(len(instances), most, 2)
+    labels = torch.full((len(instances), most), -1, device=points.device)
+    if instances.points is not None and instances.point_labels is not None:
+        count = instances.points.shape[1]
+        points[:, :count], labels[:, :count] = instances.points, instances.point_labels
+    return points, labels
+
+
+def mask_values_at(predictions: MaskPredictions, targets: Sequence[Target], coords: Tensor) -> PointTargets:
+    """What the masks of K predictions' objects say at coords (K, P, 2), relative to the predicted boxes: bilinear
+    between pixel centres, so soft at the border; with the weight of the object, and of the pixel where there is one.
+    """
+    labels = coords.new_zeros(coords.shape[:2])
+    weights = torch.ones_like(labels)
+    for image, target in enumerate(targets):
+        rows = torch.nonzero(predictions.image_index == image)[:, 0]
+        if len(rows) == 0:
+            continue
+        index, boxes = predictions.object_index[rows], predictions.boxes[rows, None]
+        points = boxes[..., :2] + coords[rows] * (boxes[..., 2:] - boxes[..., :2])
+        assert isinstance(target.instances.masks, Crops), "targets carry their masks as crops"
+        labels[rows] = read_masks(target.instances.masks, index, points)
+        weight = target.instances.weights[index][:, None]
+        if target.pixel_weights is not None:
+            doubt = Crops(1 - target.pixel_weights.data.float(), target.pixel_weights.regions)
+            weight = weight * (1 - read_masks(doubt, index, points))
+        weights[rows] = weight.expand(-1, coords.shape[1])
+    return PointTargets(coords, labels, weights)
+
+
+def read_masks(crops: Crops, object_index: Tensor, points: Tensor) -> Tensor:
+    """(K, P) mask `object_index[k]` (K,) at points (K, P, 2) xy of the canvas, bilinear between pixel centres (at
+    + 0.5); 0 outside the crop and for a mask that does not exist.
+    """
+    values = points.new_zeros(points.shape[:2])
+    if crops.data.numel() == 0:
+        return values
+    sizes = crops.regions[:, 2:].prod(1)
+    start = (sizes.cumsum(0) - sizes)[object_index, None]
+    x0, y0, width, height = (edge[:, None] for edge in crops.regions[object_index].unbind(1))
+    position = points - 0.5
+    low = position.floor()
+    share = position - low
+    for down in (0, 1):
+        for right in (0, 1):
+            x, y = low[..., 0].long() + right - x0, low[..., 1].long() + down - y0
+            known = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            pixel = crops.data[torch.where(known, start + y * width + x, 0)] * known
+            across = share[..., 0] if right else 1 - share[..., 0]
+            values += pixel * across * (share[..., 1] if down else 1 - share[..., 1])
+    return values

@@ -20,21 +20,23 @@ State = dict[str, Tensor]
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 # The layers whose size depends on the number of classes, the only ones that may be left out.
 CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+MASK_BRANCH = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")  # of Mask R-CNN
 
 
-def load_pretrained(model: nn.Module, backbone: str, weights: str) -> str:
+def load_pretrained(model: nn.Module, backbone: str, weights: str, fresh: tuple[str, ...] = ()) -> str:
     """Load `weights` into a detector whose backbone's parameters are named `backbone.body.*`.
 
     weights: a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT for the backbone; COCO_V1 for the whole Mask
     R-CNN of resnet50) or a file (.pth, .pt, .safetensors) of a detector or of a classification ResNet. Class-dependent
-    layers of another size are left out. Returns a sentence on what was loaded. Raises CheckpointError.
+    layers of another size are left out. fresh: prefixes of the model's parameters that stay as they are when the
+    weights are of a detector with another mask branch. Returns a sentence on what was loaded. Raises CheckpointError.
     """
     is_file = weights.endswith(FILE_SUFFIXES)
     state = read_state(Path(weights)) if is_file else _download(backbone, weights)
     if not any(name.startswith("backbone.") for name in state):
         state = {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith("fc.")}
         return _fill(model.get_submodule("backbone.body"), _without_prefix(state), weights)
-    return _fill(model, state, weights)
+    return _fill(model, state, weights, fresh)
 
 
 def read_state(path: Path) -> State:
@@ -87,12 +89,15 @@ def _without_prefix(state: State) -> State:
     return {name.removeprefix("backbone.body."): value for name, value in state.items()}
 
 
-def _fill(module: nn.Module, state: State, source: str) -> str:
+def _fill(module: nn.Module, state: State, source: str, fresh: tuple[str, ...] = ()) -> str:
     own = module.state_dict()
+    other_branch = bool(fresh) and not any(name.startswith(fresh) for name in state)
+    if other_branch:
+        state = {name: value for name, value in state.items() if not name.startswith(MASK_BRANCH)}
     left_out = sorted(
         name
         for name, value in state.items()
-        if name.startswith(CLASS_LAYERS) and name in own and own[name].shape != value.shape
+        if name.startswith(CLASS_LAYERS + fresh) and name in own and own[name].shape != value.shape
     )
     kept = {name: value for name, value in state.items() if name not in left_out}
     try:
@@ -102,9 +107,13 @@ def _fill(module: nn.Module, state: State, source: str) -> str:
         raise CheckpointError(f"weights '{source}' do not fit this model: {lines[0] if lines else error}") from None
     # Counters of batch norms mean nothing to frozen ones, and the other way round.
     lost = [name for name in missing if name not in left_out and not name.endswith("num_batches_tracked")]
+    if other_branch:
+        lost = [name for name in lost if not name.startswith(fresh)]
     if lost or unexpected:
         strange = f"lack {lost[0]} and {len(lost) - 1} more" if lost else f"hold unknown {unexpected[0]}"
         raise CheckpointError(f"weights '{source}' do not fit this model: they {strange}")
+    if other_branch:
+        left_out = [*left_out, "the mask branch"]
     if left_out:
-        return f"loaded {source} but for {', '.join(left_out)}, which are for another number of classes"
+        return f"loaded {source} but for {', '.join(left_out)}, which start from scratch (other classes or branch)"
     return f"loaded {source}"
