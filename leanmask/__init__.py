@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from leanmask.inference import evaluate, load, predict
     from leanmask.reports.page import write_report
     from leanmask.run import resume, train
+    from leanmask.spending import budget
 
 _HOME = {
     "bench": "leanmask.bench.table",
+    "budget": "leanmask.spending",
     "check": "leanmask.data.check",
     "doctor": "leanmask.doctor",
     "evaluate": "leanmask.inference",
@@ -36,6 +38,7 @@ _HOME = {
 
 __all__ = [
     "bench",
+    "budget",
     "check",
     "doctor",
     "evaluate",

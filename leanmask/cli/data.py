@@ -1,4 +1,4 @@
-"""Verbs about data: write the embedded benchmark, check a data set, take labels away."""
+"""Verbs about data: write the embedded benchmark, check a data set, take labels away, say what labels cost."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import typer
 
 from leanmask.cli.shared import Data, Json, app, say
 from leanmask.console import output, print_json, progress
+from leanmask.costs import LabelCosts
 from leanmask.data.check import check as check_data
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import SplitOptions
 from leanmask.data.splits import split as split_data
+from leanmask.reports.tables import render_rich
+from leanmask.spending import budget as tell_budget
 
 
 @app.command(epilog="Example: leanmask digits digits --train 1000 --val 500")
@@ -76,3 +79,28 @@ def split(
     options = SplitOptions(point_noise=noise, noise_at=noise_at, point_at=point_at)  # type: ignore[arg-type]
     summary = split_data(data, out, protocol, seed=seed, options=options)
     say(as_json, summary.to_json(), summary.to_text())
+
+
+@app.command(epilog="Examples: leanmask budget mydata --hours 40   |   leanmask budget coco --spotting 43.2 --json")
+def budget(
+    data: Data,
+    hours: Annotated[float | None, typer.Option(help="Hours of labelling: also say what these buy.")] = None,
+    spotting: Annotated[
+        float, typer.Option(help="Seconds to find an object and name its class, on top of any label; 43.2 on COCO.")
+    ] = 0.0,
+    objects: Annotated[
+        int | None, typer.Option(help="Objects in all; needed where images are not annotated exhaustively.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split of the data set.")] = "train",
+    as_json: Json = False,
+) -> None:
+    """What labels cost: those that are there, those of every object under each scheme, and what hours of work buy."""
+    costs = LabelCosts(spotting_seconds=spotting)
+    with progress("pricing labels", as_json) as on_progress:
+        found = tell_budget(data, hours=hours, costs=costs, split=split, objects=objects, on_progress=on_progress)
+    if as_json:
+        print_json(found.to_json())
+        return
+    output.print(found.summary(), markup=False)
+    for table in found.tables():
+        output.print(render_rich(table))

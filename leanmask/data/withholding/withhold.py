@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from leanmask.costs import LabelCosts
 from leanmask.data.annotation import Row, box_of, segmentation_of
 from leanmask.data.withholding.chance import count_of, shuffled, stable_number
 from leanmask.data.withholding.clicks import (
@@ -26,8 +27,6 @@ from leanmask.data.withholding.protocols import VOC_CLASSES, Parts, Source
 from leanmask.errors import ConfigError, DataError, suggest
 from leanmask.geometry import xyxy_to_xywh
 
-# Pointly-Supervised, section 3.2; spotting and naming the object comes on top, the same for every kind.
-MASK_SECONDS, BOX_SECONDS, POINT_SECONDS = 79.2, 7.0, 0.9
 POINTS_KEYS = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")  # of detectron2's PointSup files
 KEPT_KEYS = (
     "id",
@@ -51,14 +50,14 @@ def withhold(source: Source) -> Parts:
     return _PROTOCOLS[kind](source)
 
 
-def row_seconds(row: Row) -> float:
-    """Annotation seconds: 79.2 for a mask (its box follows from it), 7 for a box, 0.9 for each point; crowds 0."""
-    if row.get("iscrowd"):
-        return 0.0
-    if row.get("segmentation"):
-        return MASK_SECONDS
-    points = len(row.get("point_coords", ())) + bool(row.get("point"))
-    return BOX_SECONDS * bool(row.get("bbox")) + POINT_SECONDS * points
+def row_seconds(row: Row, costs: LabelCosts = LabelCosts()) -> float:
+    """Annotation seconds of one row, as `LabelCosts.object_seconds` prices what it holds."""
+    return costs.object_seconds(
+        mask=bool(row.get("segmentation")),
+        box=bool(row.get("bbox")),
+        points=len(row.get("point_coords") or ()) + bool(row.get("point")),
+        crowd=bool(row.get("iscrowd")),
+    )
 
 
 def _require_masks(source: Source) -> None:
@@ -267,8 +266,13 @@ def _upgrade(source: Source, kinds: dict[Any, str], money: float) -> None:
 
 
 def _prices(source: Source) -> dict[str, float]:
-    boxed = BOX_SECONDS + POINT_SECONDS * source.options.mix_points
-    return {"mask": MASK_SECONDS, "points": boxed, "box": BOX_SECONDS, "point": POINT_SECONDS}
+    costs, points = LabelCosts(), source.options.mix_points
+    return {
+        "mask": costs.object_seconds(mask=True),
+        "points": costs.object_seconds(box=True, points=points),
+        "box": costs.object_seconds(box=True),
+        "point": costs.object_seconds(points=1),
+    }
 
 
 def _object_count(source: Source, image_id: Any) -> int:

@@ -1,0 +1,186 @@
+"""What the labels of a data set have cost, what labelling all of it costs under each scheme, and what hours buy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanmask.costs import LabelCosts
+from leanmask.data.coco import AnnotationStore, Census
+from leanmask.data.grouping import file_pack
+from leanmask.data.layout import SplitFiles, locate
+from leanmask.data.withholding.withhold import row_seconds
+from leanmask.errors import DataError, suggest
+from leanmask.labels.budget import SCHEMES, Counts, Price, Purchase, buy, buy_boxes_then_masks, price, seconds_of
+from leanmask.reports.layout import NOTHING, Table, count, render_markdown
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The result of `budget`. paid_seconds: for every annotation of the split, as if a person had made it. objects:
+    that the split has, None when nobody knows; `prices` and `purchases` are empty then. hours: what `purchases` spend.
+    """
+
+    data: str
+    split: str
+    census: Census
+    costs: LabelCosts
+    paid_seconds: float
+    objects: int | None
+    prices: tuple[Price, ...]
+    hours: float | None
+    purchases: tuple[Purchase, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "data": self.data,
+            "split": self.split,
+            "census": self.census.to_json(),
+            "costs": dataclasses.asdict(self.costs),
+            "paid_seconds": self.paid_seconds,
+            "objects": self.objects,
+            "prices": [found.to_json() for found in self.prices],
+            "hours": self.hours,
+            "purchases": [found.to_json() for found in self.purchases],
+        }
+
+    def to_text(self) -> str:
+        """The summary, and the tables in Markdown."""
+        return "\n\n".join([self.summary(), *(render_markdown(table).strip() for table in self.tables())])
+
+    def summary(self) -> str:
+        """What is labelled, what that has cost, and whether the number of objects is known."""
+        paid = self.paid_seconds / 3600
+        lines = [
+            f"{self.split}: {self.census.to_text()}",
+            f"Paid for so far: {paid:,.2f} hours ({paid / 24:,.2f} days of 24 hours).",
+        ]
+        if self.objects is None:
+            partial, known = self.census.images - self.census.exhaustive_images, _known(self.census)
+            lines.append(
+                f"The number of objects is unknown: {partial:,} of {self.census.images:,} images are not said to be "
+                f"annotated exhaustively. Say it with --objects (objects=... in Python): {known} if there is nothing "
+                "but what is annotated."
+            )
+        return "\n".join(lines)
+
+    def tables(self) -> list[Table]:
+        """Prices and, where hours were given, purchases."""
+        if self.objects is None:
+            return []
+        tables = [_price_table(self)]
+        return tables if self.hours is None else [*tables, _purchase_table(self.purchases, self.hours)]
+
+
+def budget(
+    data: str | Path,
+    *,
+    hours: float | None = None,
+    costs: LabelCosts = LabelCosts(),
+    split: str = "train",
+    objects: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Budget:
+    """Price the labels of a split: those that are there, and those of every object under each scheme, from nothing.
+
+    hours: also say what these buy. objects: how many the split has, annotated or not; needed where images are not
+    annotated exhaustively, because nobody knows then, and nothing is estimated. on_progress: called with images done
+    and in all. Raises DataError when the data cannot be used or has more objects than `objects`, ConfigError for hours,
+    objects or costs that cannot be.
+    """
+    if hours is not None:
+        seconds_of(hours)  # bad ones are refused before anything is read
+    files = _files(data, split)
+    # An image that nothing is said about may hold anything, as if nobody had looked.
+    census = AnnotationStore.open(files.annotations, files.images, unannotated="unlabelled").census()
+    total = _total(census, objects, f"split '{split}' of {data}")
+    prices: tuple[Price, ...] = ()
+    purchases: tuple[Purchase, ...] = ()
+    if total is not None:
+        counts = Counts(total, census.images)
+        prices = tuple(price(scheme, counts, costs) for scheme in SCHEMES)
+        purchases = () if hours is None else _purchases(counts, costs, hours)
+    paid = _paid(files.annotations, costs, on_progress)
+    return Budget(str(data), split, census, costs, paid, total, prices, hours, purchases)
+
+
+def _files(data: str | Path, split: str) -> SplitFiles:
+    splits = locate(data)
+    if split not in splits:
+        raise DataError(f"{data} has no split '{split}'{suggest(split, splits)}")
+    return splits[split]
+
+
+def _known(census: Census) -> int:
+    return sum(census.objects.values())
+
+
+def _total(census: Census, objects: int | None, where: str) -> int | None:
+    """The number of objects, None when it is unknown. Raises DataError when the data has more than were said."""
+    known = _known(census)
+    if objects is None:
+        return known if census.exhaustive_images == census.images else None
+    if objects < known:
+        raise DataError(f"{where} has {known} annotated objects, more than the {objects} said to be all")
+    return objects
+
+
+def _purchases(counts: Counts, costs: LabelCosts, hours: float) -> tuple[Purchase, ...]:
+    return (*(buy(scheme, counts, costs, hours) for scheme in SCHEMES), buy_boxes_then_masks(counts, costs, hours))
+
+
+def _paid(annotations: Path | None, costs: LabelCosts, on_progress: Callable[[int, int], None] | None) -> float:
+    # The census does not count points, so the rows are read, an image at a time.
+    if annotations is None:
+        return 0.0
+    pack, seconds = file_pack(annotations, False), 0.0
+    for index in range(len(pack)):
+        seconds += sum(row_seconds(row, costs) for row in pack[index]["annotations"])
+        if on_progress:
+            on_progress(index + 1, len(pack))
+    return seconds
+
+
+def _price_table(told: Budget) -> Table:
+    objects, costs = told.objects or 0, told.costs
+    rows = [
+        [
+            found.scheme,
+            *(count(number) for number in (found.masks, found.boxes, found.points)),
+            f"{found.seconds / objects:.1f}" if objects else NOTHING,
+            *(f"{number:,.2f}" for number in (found.hours, found.days)),
+            NOTHING if found.units is None else f"{found.units:,.2f}",
+        ]
+        for found in told.prices
+    ]
+    note = (
+        f"Seconds per object: {costs.spotting_seconds:g} to find and name it, then {costs.mask_seconds:g} for a mask "
+        f"(its box follows), {costs.box_seconds:g} for a box, {costs.point_seconds:g} for a point. Days of 24 hours. "
+        "Units are MaskBooster's."
+    )
+    headers = ("scheme", "masks", "boxes", "points", "s per object", "hours", "days", "units")
+    title = f"What labelling all {objects:,} objects of {told.split} costs, from nothing"
+    return Table(title, headers, rows, note=note)
+
+
+def _purchase_table(purchases: tuple[Purchase, ...], hours: float) -> Table:
+    rows = [
+        [
+            found.scheme,
+            count(found.objects),
+            f"{100 * found.share:.1f} %",
+            count(found.images),
+            count(found.masks),
+            f"{found.seconds / 3600:,.2f}",
+        ]
+        for found in purchases
+    ]
+    note = (
+        "Images: fully labelled ones, if each holds as many objects as the average. sparse: boxes for all objects "
+        "first, then as many masks as the hours allow."
+    )
+    headers = ("scheme", "objects", "of all", "images", "of them masks", "hours spent")
+    return Table(f"What {hours:,g} hours buy, from nothing", headers, rows, note=note)
