@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,19 @@ from leanmask.models.pooling import Axis, Window, axis_weights
 from leanmask.records import MaskPredictions, Supervision, Target
 
 PointMean = Literal["all", "inside"]
+
+
+class Matched(Protocol):
+    """K boxes (K, 4) xyxy, and which image (K,) and object of it (K,) each belongs to."""
+
+    @property
+    def boxes(self) -> Tensor: ...
+
+    @property
+    def image_index(self) -> Tensor: ...
+
+    @property
+    def object_index(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -126,20 +139,18 @@ def has_points(target: Target) -> Tensor:
     return (instances.supervision == Supervision.POINTS) & (instances.weights > 0) & known
 
 
-def annotated_points(
-    predictions: MaskPredictions, targets: Sequence[Target], point_mean: PointMean = "all"
-) -> PointTargets:
-    """The classified points of K predictions whose objects all have some, relative to their boxes.
+def annotated_points(matched: Matched, targets: Sequence[Target], point_mean: PointMean = "all") -> PointTargets:
+    """The classified points of K boxes whose objects all have some, relative to the boxes.
 
-    Points outside the predicted box say nothing. point_mean "all": the mean over points still counts them, as in
+    Points outside the box say nothing. point_mean "all": the mean over points still counts them, as in
     PointSup's code; "inside": it does not. Points off the canvas, or hidden, never count.
     """
-    owner = (predictions.image_index, predictions.object_index)
+    owner = (matched.image_index, matched.object_index)
     most = max((0 if t.instances.points is None else t.instances.points.shape[1] for t in targets), default=0)
     padded = [_padded_points(target, most) for target in targets]
     points = of_object([xy for xy, _ in padded], *owner)
     labels = of_object([known for _, known in padded], *owner)
-    corner, far = predictions.boxes[:, None, :2], predictions.boxes[:, None, 2:]
+    corner, far = matched.boxes[:, None, :2], matched.boxes[:, None, 2:]
     coords = (points - corner) / (far - corner).clamp(min=1e-6)
     inside = (labels >= 0) & ((coords >= 0) & (coords <= 1)).all(2)
     counted = labels >= 0 if point_mean == "all" else inside
@@ -177,17 +188,17 @@ def _padded_points(target: Target, most: int) -> tuple[Tensor, Tensor]:
     return points, labels
 
 
-def mask_values_at(predictions: MaskPredictions, targets: Sequence[Target], coords: Tensor) -> PointTargets:
-    """What the masks of K predictions' objects say at coords (K, P, 2), relative to the predicted boxes: bilinear
+def mask_values_at(matched: Matched, targets: Sequence[Target], coords: Tensor) -> PointTargets:
+    """What the masks of K boxes' objects say at coords (K, P, 2), relative to the boxes: bilinear
     between pixel centres, so soft at the border; with the weight of the object, and of the pixel where there is one.
     """
     labels = coords.new_zeros(coords.shape[:2])
     weights = torch.ones_like(labels)
     for image, target in enumerate(targets):
-        rows = torch.nonzero(predictions.image_index == image)[:, 0]
+        rows = torch.nonzero(matched.image_index == image)[:, 0]
         if len(rows) == 0:
             continue
-        index, boxes = predictions.object_index[rows], predictions.boxes[rows, None]
+        index, boxes = matched.object_index[rows], matched.boxes[rows, None]
         points = boxes[..., :2] + coords[rows] * (boxes[..., 2:] - boxes[..., :2])
         assert isinstance(target.instances.masks, Crops), "targets carry their masks as crops"
         labels[rows] = read_masks(target.instances.masks, index, points)
