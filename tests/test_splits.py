@@ -195,7 +195,7 @@ def decode(row: Content) -> np.ndarray:
 @pytest.mark.parametrize("where", ["random", "boundary"])
 @pytest.mark.parametrize("noise", [0.01, 0.05, 0.5, 1.0])
 def test_exactly_the_share_of_points_is_wrong(digits: Path, tmp_path: Path, where: str, noise: float) -> None:
-    options = SplitOptions(point_noise=noise, noise_at=where)  # type: ignore[arg-type]
+    options = SplitOptions(point_noise=noise, noise_where=where)  # type: ignore[arg-type]
     split(digits, tmp_path / "clean", "points-4")
     summary = split(digits, tmp_path / "noisy", "points-4", options=options)
     clean, noisy = rows(tmp_path / "clean"), rows(tmp_path / "noisy")
@@ -495,7 +495,7 @@ def test_protocol_names_are_read(name: str, kind: str, amount: float) -> None:
     [
         {"point_noise": 1.5},
         {"point_noise": math.nan},
-        {"noise_at": "edge"},
+        {"noise_where": "edge"},
         {"point_at": "corner"},
         {"mix": {"masks": 1}},
         {"mix": {"mask": -1}},

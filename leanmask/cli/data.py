@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,9 @@ from leanmask.console import output, print_json, progress
 from leanmask.costs import LabelCosts
 from leanmask.data.check import check as check_data
 from leanmask.data.digits import DigitsSpec, write_digits
-from leanmask.data.splits import SplitOptions
+from leanmask.data.splits import FORMS, SplitOptions, parse_protocol
 from leanmask.data.splits import split as split_data
+from leanmask.errors import ConfigError
 from leanmask.reports.tables import render_rich
 from leanmask.spending import budget as tell_budget
 
@@ -62,22 +64,66 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: leanmask split digits digits-sparse --protocol sparse-1 --seed 0")
+def _share(text: str | float) -> float:
+    """A share as people write it: 0.05 or 5%."""
+    number = str(text).strip()
+    try:
+        share = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise typer.BadParameter(f"'{text}' is no share; write a number from 0 to 1, such as 0.05, or 5%")
+    return share
+
+
+def _protocol(name: str | None, points: int | None) -> str:
+    """The protocol that --protocol, --points or both ask for."""
+    if points is None:
+        if name is None:
+            raise ConfigError(f"say what to keep: --points N, or --protocol {', '.join(FORMS.values())}")
+        return name
+    wanted = f"points-{points}"
+    found, same = (parse_protocol(text) for text in (name or wanted, wanted))
+    if (found.kind, found.amount) != (same.kind, same.amount):
+        raise ConfigError(f"--protocol {name} and --points {points}, which is --protocol {wanted}, differ; give one")
+    return wanted
+
+
+@app.command(
+    epilog="Examples: leanmask split digits digits-sparse --protocol sparse-1 --seed 0   |   "
+    "leanmask split digits digits-points --points 10 --noise 5%"
+)
 def split(
     data: Data,
     out: Annotated[Path, typer.Argument(help="New folder for the split.")],
     protocol: Annotated[
-        str, typer.Option(help="full, boxes, sparse-R, points-N, semi-P, weak-semi-P, partial or mixed-T.")
-    ],
+        str | None, typer.Option(help="full, boxes, sparse-R, points-N, semi-P, weak-semi-P, partial or mixed-T.")
+    ] = None,
+    points: Annotated[
+        int | None, typer.Option(min=1, help="Points per object: the same as --protocol points-N.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    noise: Annotated[float, typer.Option(min=0, max=1, help="points-N: share of points with a wrong label.")] = 0.0,
-    noise_at: Annotated[str, typer.Option(help="points-N: wrong ones at 'random' or at the 'boundary'.")] = "random",
+    noise: Annotated[
+        float,
+        typer.Option(parser=_share, metavar="SHARE", help="points-N: share of wrong labels, such as 0.05 or 5%."),
+    ] = 0.0,
+    noise_where: Annotated[
+        str, typer.Option("--noise-where", "--noise-at", help="points-N: wrong ones at 'random' or at the 'boundary'.")
+    ] = "random",
+    bias: Annotated[
+        float, typer.Option(min=0, max=1, help="points-N: share of the points drawn near the mask's boundary.")
+    ] = 0.0,
     point_at: Annotated[str, typer.Option(help="weak-semi-P: the point is the 'centre' or 'random'.")] = "centre",
     as_json: Json = False,
 ) -> None:
     """Make a partly labelled data set from a fully labelled one; what is taken away is kept apart to measure by."""
-    options = SplitOptions(point_noise=noise, noise_at=noise_at, point_at=point_at)  # type: ignore[arg-type]
-    summary = split_data(data, out, protocol, seed=seed, options=options)
+    options = SplitOptions(
+        point_noise=noise,
+        noise_where=noise_where,  # type: ignore[arg-type]
+        point_bias=bias,
+        point_at=point_at,  # type: ignore[arg-type]
+    )
+    summary = split_data(data, out, _protocol(protocol, points), seed=seed, options=options)
     say(as_json, summary.to_json(), summary.to_text())
 
 

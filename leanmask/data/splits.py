@@ -18,11 +18,11 @@ from leanmask.data.files import read_json, write_json
 from leanmask.data.grouping import Totals, categories_of, group_images
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.new_folder import new_folder
-from leanmask.data.withholding.protocols import Parts, Protocol, Source, SplitOptions, parse_protocol
+from leanmask.data.withholding.protocols import FORMS, Parts, Protocol, Source, SplitOptions, parse_protocol
 from leanmask.data.withholding.withhold import row_seconds, withhold
 from leanmask.errors import DataError
 
-__all__ = ["SplitOptions", "SplitSummary", "parse_protocol", "split"]
+__all__ = ["FORMS", "SplitOptions", "SplitSummary", "parse_protocol", "split"]
 
 TRAIN_FILE = "annotations/instances_train.json"
 TRUTH_FILE = "truth/instances_train.json"

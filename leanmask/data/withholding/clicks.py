@@ -5,6 +5,7 @@ Everything is in the image frame. Letters: P points, H W rows and columns of the
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from leanmask.geometry import FloatArray
 from leanmask.masks import Rle, decode_counts, rle_crop
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+NEAR_BOUNDARY = 0.1  # of a box's shorter side: how far from the boundary a biased point may lie
 
 
 def rle_of(row: dict[str, Any], size: Size) -> Rle:
@@ -45,13 +48,63 @@ def random_pixels(bbox_xywh: list[float], size: Size, count: int, seed: int, ann
     They depend on seed, annotation id and box alone, and fewer points are the first of more. Raises DataError when the
     box lies outside the image.
     """
-    x, y, width, height = bbox_xywh
-    low, high = np.maximum([x, y], 0), np.minimum([x + width, y + height], [size[1], size[0]])
+    low, high = _corners(bbox_xywh, size)
     if (low >= high).any():
         raise DataError(f"bbox {bbox_xywh} lies outside the image of {size[1]} x {size[0]} pixels")
     rng = np.random.default_rng(stable_number(seed, "points", annotation_id))
     pixels = np.floor(low + rng.random((count, 2)) * (high - low)).astype(np.int64)
     return np.minimum(pixels, [size[1] - 1, size[0] - 1])
+
+
+def _corners(bbox_xywh: list[float], size: Size) -> tuple[FloatArray, FloatArray]:
+    """(2,) and (2,) xy of a box's first and last corner, cut at the image's edge."""
+    x, y, width, height = (float(number) for number in bbox_xywh)
+    return np.maximum([x, y], 0.0), np.minimum([x + width, y + height], [float(size[1]), float(size[0])])
+
+
+def biased_pixels(pixels_xy: IntArray, near_xy: IntArray, bias: float, seed: int, annotation_id: int) -> IntArray:
+    """(P, 2) pixel indices of which each is replaced, with probability `bias`, by one of the (M, 2) `near_xy`.
+
+    Which ones, and by what, depends on seed, annotation id and `near_xy` alone: fewer points are the first of more, and
+    a larger bias replaces those of a smaller one in the same way and then others. Without `near_xy` nothing changes.
+    """
+    if not len(near_xy):
+        return pixels_xy
+    rng = np.random.default_rng(stable_number(seed, "bias", annotation_id))
+    chance, choice = rng.random((len(pixels_xy), 2)).T
+    return np.where((chance < bias)[:, None], near_xy[(choice * len(near_xy)).astype(np.int64)], pixels_xy)
+
+
+def pixels_near_boundary(rle: Rle, bbox_xywh: list[float]) -> IntArray:
+    """(M, 2) indices of the box's pixels that are no farther than `NEAR_BOUNDARY` of the box's shorter side, and at
+    least 1 px, from the nearest pixel on the other side of the mask's boundary; none where the box has no boundary.
+    """
+    size = (int(rle["size"][0]), int(rle["size"][1]))
+    low, high = _corners(bbox_xywh, size)
+    reach = max(NEAR_BOUNDARY * float((high - low).min()), 1.0)
+    # Pixels beyond the box can be what a pixel within is near to.
+    first = np.maximum(np.floor(low) - np.floor(reach), 0).astype(np.int64)
+    last = np.minimum(np.ceil(high) + np.floor(reach), [size[1], size[0]]).astype(np.int64)
+    inside = rle_crop(rle, (int(first[0]), int(first[1]), *(last - first).tolist())).astype(bool)
+    near = np.where(inside, _within(~inside, reach), _within(inside, reach))
+    rows, columns = np.nonzero(near)
+    pixels = np.stack([columns, rows], axis=1) + first
+    return pixels[((pixels >= np.floor(low)) & (pixels < np.ceil(high))).all(axis=1)]
+
+
+def _within(mask: BoolArray, reach: float) -> BoolArray:
+    """(h, w) whether a pixel of the mask lies within `reach` pixels. Distances along the rows first, then down."""
+    height, width = mask.shape
+    columns = np.arange(width)
+    before = np.maximum.accumulate(np.where(mask, columns, -np.inf), axis=1)
+    after = np.minimum.accumulate(np.where(mask, columns, np.inf)[:, ::-1], axis=1)[:, ::-1]
+    across = np.minimum(columns - before, after - columns)
+    near = np.zeros((height, width), dtype=np.bool_)
+    for down in range(min(int(reach), height - 1) + 1):
+        close = across <= math.sqrt(reach**2 - down**2)
+        near[: height - down] |= close[down:]
+        near[down:] |= close[: height - down]
+    return near
 
 
 def mass_centre(rle: Rle) -> FloatArray | None:

@@ -47,25 +47,31 @@ def _even_mix() -> Mapping[str, float]:
 class SplitOptions:
     """What the protocol's name does not say.
 
-    point_noise: share (0-1) of all points of points-N whose label is wrong; noise_at: any of them ("random") or those
-    nearest to a mask boundary ("boundary"). point_at: the point of weak-semi-P and of kind "point" is the mask's mass
-    centre ("centre", as published) or a random pixel inside ("random"). mask_classes: classes that have masks in
-    `partial`, or ("voc",) or ("nonvoc",) for COCO; empty = the first half by category id. mix: for mixed-T, how the
-    seconds are shared among the kinds "mask", "points" (box and points), "box" and "point"; mix_points: points per
-    object of kind "points". Raises ConfigError for values that cannot be.
+    point_noise: share (0-1) of all points of points-N whose label is wrong; noise_where: any of them ("random") or
+    those nearest to a mask boundary ("boundary"). point_bias: probability (0-1) with which each point of points-N is
+    drawn near the mask's boundary instead of anywhere in the box: uniformly among the box's pixels that are no farther
+    than 10 % of the box's shorter side, and at least 1 px, from a pixel on the other side of the boundary. 0 is
+    PointSup's published scheme; Pointly-Supervised (appendix C) measures "mild" and "heavy" bias without defining them.
+    point_at: the point of weak-semi-P and of kind "point" is the mask's mass centre ("centre", as published) or a
+    random pixel inside ("random"). mask_classes: classes that have masks in `partial`, or ("voc",) or ("nonvoc",) for
+    COCO; empty = the first half by category id. mix: for mixed-T, how the seconds are shared among the kinds "mask",
+    "points" (box and points), "box" and "point"; mix_points: points per object of kind "points". Raises ConfigError for
+    values that cannot be.
     """
 
     point_noise: float = 0.0
-    noise_at: Literal["random", "boundary"] = "random"
+    noise_where: Literal["random", "boundary"] = "random"
+    point_bias: float = 0.0
     point_at: Literal["centre", "random"] = "centre"
     mask_classes: tuple[str, ...] = ()
     mix: Mapping[str, float] = field(default_factory=_even_mix)
     mix_points: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 <= self.point_noise <= 1:
-            raise ConfigError(f"point_noise is {self.point_noise}; allowed: 0 to 1")
-        for name, allowed in (("noise_at", ("random", "boundary")), ("point_at", ("centre", "random"))):
+        for name in ("point_noise", "point_bias"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
+        for name, allowed in (("noise_where", ("random", "boundary")), ("point_at", ("centre", "random"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is '{getattr(self, name)}'; allowed: {', '.join(allowed)}")
         for kind, share in self.mix.items():

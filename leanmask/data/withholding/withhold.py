@@ -16,9 +16,11 @@ from leanmask.costs import LabelCosts
 from leanmask.data.annotation import Row, box_of, segmentation_of
 from leanmask.data.withholding.chance import count_of, shuffled, stable_number
 from leanmask.data.withholding.clicks import (
+    biased_pixels,
     boundary_distances,
     labels_at,
     mass_centre,
+    pixels_near_boundary,
     random_inside,
     random_pixels,
     rle_of,
@@ -41,8 +43,9 @@ def withhold(source: Source) -> Parts:
     that the protocol starts from is missing, and ConfigError for options that the protocol does not have.
     """
     options, kind = source.options, source.protocol.kind
-    if options.point_noise and kind != "points":
-        raise ConfigError(f"point_noise is for points-N; protocol '{source.protocol.name}' has no use for it")
+    for name in ("point_noise", "point_bias"):
+        if getattr(options, name) and kind != "points":
+            raise ConfigError(f"{name} is for points-N; protocol '{source.protocol.name}' has no use for it")
     if options.mask_classes and kind != "partial":
         raise ConfigError(f"mask_classes is for partial; protocol '{source.protocol.name}' does not choose by class")
     if kind != "boxes":
@@ -94,7 +97,10 @@ def _points_row(source: Source, image: Row, row: Row, count: int) -> Row:
         pixels = random_pixels(bbox, size, count, source.seed, row["id"])
     except DataError as error:
         raise DataError(f"{source.where(row)}: {error}") from None
-    labels = labels_at(rle_of(row, size), pixels)
+    rle, bias = rle_of(row, size), source.options.point_bias
+    if bias:
+        pixels = biased_pixels(pixels, pixels_near_boundary(rle, bbox), bias, source.seed, row["id"])
+    labels = labels_at(rle, pixels)
     kept = {**{key: row[key] for key in POINTS_KEYS if key in row}, "bbox": bbox}
     return {**kept, "point_coords": pixels.tolist(), "point_labels": labels.tolist()}
 
@@ -199,7 +205,7 @@ def _wrong_points(source: Source, rows: list[Row]) -> list[tuple[int, int]]:
     if not count:
         return []
     luck = {(i, k): stable_number(source.seed, "noise", rows[i]["id"], k) for i, k in points}
-    if options.noise_at == "random":
+    if options.noise_where == "random":
         return sorted(points, key=luck.__getitem__)[:count]
     distances = _distances(source, rows)
     return sorted(points, key=lambda point: (distances[point[0]][point[1]], luck[point]))[:count]
