@@ -196,8 +196,16 @@ ROWS: list[tuple[str, Callable[[Content], None], int | str | None, int | str | N
     ("point-outside", edit(2, point_coords=[[12, 12], [28, 11], [50, 24]]), 2, 12),
     ("point-outside", edit(2, point_coords=[[12, 12], [28, 11], [10, 40]], bbox=[10, 10, 20, 31]), 2, 12),
     ("point-outside", edit(4, point=[61, 3]), 3, 14),
+    ("point-outside", edit(2, point_coords=[[12, 12], [28, 11], [-1, 24]], bbox=[0, 10, 30, 15]), 2, 12),
     ("point-label", edit(2, point_labels=[1, 0, 2]), 2, 12),
+    ("point-label", edit(2, point_labels=[1, 0, -1]), 2, 12),
+    ("point-label", edit(2, point_labels=[1, 0, "1"]), 2, 12),
     ("point-lengths", edit(2, point_labels=[1, 0]), 2, 12),
+    ("point-lengths", edit(2, point_labels=[1, 0, 1, 1]), 2, 12),
+    ("point-lengths", edit(2, point_labels=None), 2, 12),
+    ("point-lengths", remove(2, "point_labels"), 2, 12),
+    ("point-lengths", remove(2, "point_coords"), 2, 12),
+    ("point-lengths", edit(2, point_coords=[]), 2, 12),
     ("points-without-box", remove(2, "bbox"), 2, 12),
     ("weight-range", edit(4, weight=1.5), 3, 14),
     ("duplicate-annotation-id", again("annotations", 0), 1, 10),
@@ -302,6 +310,42 @@ def test_an_image_that_loses_an_object_is_no_longer_exhaustive(data: DataSet) ->
     assert [row["id"] for row in fixed_rows(report)] == [11, 12, 13, 14]
     assert [image.get("exhaustive") for image in fixed_rows(report, "images")] == [False, None, None]
     assert "not-exhaustive" in {found.code for found in report.repairs}
+
+
+def test_a_problem_of_points_is_named_with_its_place_and_only_the_bad_point_goes(data: DataSet) -> None:
+    report = repair(data, edit(2, point_coords=[[12, 12], [28, 11], [50, 24], [11, 11]], point_labels=[1, 0, 1, 7]))
+    places = {(problem.file, problem.image_id, problem.annotation_id) for problem in report.problems}
+    assert places == {(str(data.path()), 2, 12)}
+    assert "point_labels are [1, 0, 1, 7]; allowed: 1 (object) and 0 (background)" in report.to_text()
+    assert fixed_rows(report)[2]["point_coords"] == [[12, 12], [28, 11]]
+    assert fixed_rows(report)[2]["point_labels"] == [1, 0]
+
+
+def test_duplicated_points_are_allowed_and_more_points_than_pixels_are_noticed(data: DataSet) -> None:
+    data.change(edit(2, point_coords=[[12, 12]] * 3, point_labels=[1, 1, 0]))
+    assert check(data.root).problems == ()
+    small = {"bbox": [57.5, 38.5, 3, 1.5], "point_coords": [[58, 38]] * 6, "point_labels": [1, 0] * 3}
+    data.change(edit(2, **small))  # the box touches 3 x 2 pixels of the image
+    assert check(data.root).problems == ()
+    seven = {"point_coords": [[58, 38]] * 7, "point_labels": [1] * 6 + [0]}
+    report = repair(data, edit(2, **{**small, **seven}))
+    found = [(problem.severity, problem.code, problem.image_id, problem.annotation_id) for problem in report.problems]
+    assert found == [("warning", "point-count", 2, 12)]
+    assert "7 points in a box of 6 pixels" in report.to_text()
+    assert report.repairs == ()
+
+
+def test_objects_with_points_of_one_label_are_counted_and_allowed(data: DataSet) -> None:
+    data.change(edit(2, point_labels=[0, 0, 0]))
+    data.change(again("annotations", 2, id=20, point_labels=[1, 1, 1]))
+    report = check(data.root)
+    assert report.problems == ()
+    assert report.census["train"].one_label_points == 2
+    assert "2 points, 1 point, 1 crowds, 2 with points of one label only" in report.to_text()
+    files = locate(data.root)["train"]
+    census = AnnotationStore.open(files.annotations, files.images).census()
+    assert census == report.census["train"]
+    assert "2 points, 1 point (2 with points of one label only); 1 crowds" in census.to_text()
 
 
 def test_doubtful_weights_do_not_become_full_trust(data: DataSet) -> None:

@@ -200,7 +200,7 @@ def _rle_faults(rle: Row, size: Size | None) -> Iterator[Fault]:
 
 
 def _point_faults(row: Row) -> Iterator[Fault]:
-    coords, labels, point = row.get("point_coords"), row.get("point_labels"), row.get("point")
+    coords, labels, point = row.get("point_coords") or [], row.get("point_labels"), row.get("point")
     if point is not None and point != [] and not _numbers(point, 2):
         yield Fault("malformed", "point", f"point must be [x, y], found {_short(point)}")
     if not coords and not labels:

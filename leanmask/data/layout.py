@@ -71,7 +71,7 @@ def locate_unlabelled(source: str | Path) -> SplitFiles:
     if path.suffix.lower() != ".json":
         raise DataError(f"{path} is neither a folder of images nor a COCO file (.json)")
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    images = _image_folder(root, path.stem.removeprefix("instances_").removeprefix("image_info_"))
+    images = _image_folder(root, _without_points(path.stem.removeprefix("instances_").removeprefix("image_info_")))
     return SplitFiles(path, images or path.parent, None)
 
 
@@ -96,6 +96,11 @@ def _image_folder(root: Path, name: str) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
+def _without_points(name: str) -> str:
+    """PointSup's tool appends to the name of the file that it takes the masks from, whose images these still are."""
+    return re.sub(r"_n\d+_v\d+_without_masks$", "", name) or name
+
+
 def _without_year(name: str) -> str:
     return re.sub(r"_?(19|20)\d\d$", "", name) or name
 
@@ -103,13 +108,16 @@ def _without_year(name: str) -> str:
 def _instances_files(root: Path) -> dict[str, SplitFiles]:
     splits: dict[str, SplitFiles] = {}
     for path in sorted((root / "annotations").glob("instances_*.json")):
-        name = path.stem.removeprefix("instances_")
+        name = _without_points(path.stem.removeprefix("instances_"))
         images = _image_folder(root, name)
         if images is None:
             raise DataError(f"no images found for {path}: looked for images/ and {name}/ in {root}")
         split = _without_year(name)
         if split in splits:
-            raise DataError(f"{splits[split].annotations} and {path} are both split '{split}'; name one in a YAML file")
+            raise DataError(
+                f"{splits[split].annotations} and {path} are both split '{split}'; name the one you mean in a YAML: "
+                f"splits: {{{split}: {{annotations: {path}, images: {images}}}}}"
+            )
         splits[split] = SplitFiles(path, images, None)
     if splits and "unlabelled" not in splits:
         found = next((root / name for name in UNLABELLED_FOLDERS if (root / name).is_dir()), None)

@@ -12,7 +12,7 @@ from leanmask.masks import segmentation_bounds
 
 SLACK_PX = 1.0  # tools disagree on half pixels and on inclusive edges
 MIN_BOX_MASK_IOU = 0.5
-WARNINGS = frozenset({"mask-outside", "point-fraction"})  # of the codes here
+WARNINGS = frozenset({"mask-outside", "point-fraction", "point-count"})  # of the codes here
 
 
 def row_faults(row: Row, size: Size | None) -> list[Fault]:
@@ -80,6 +80,10 @@ def _point_faults(row: Row, box: FloatArray | None, size: Size | None) -> Iterat
         yield Fault(
             "point-fraction", "point_coords", "point_coords are pixel indices (whole numbers); 0.5 is added to them"
         )
+    if box is not None and len(points) > (pixels := _pixel_count(box, size)):
+        yield Fault(
+            "point-count", "point_coords", f"{len(points)} points in a box of {pixels} pixels: some say nothing new"
+        )
 
 
 def points_inside(points: FloatArray, box: FloatArray | None, size: Size | None) -> np.ndarray:
@@ -91,6 +95,13 @@ def points_inside(points: FloatArray, box: FloatArray | None, size: Size | None)
         centres = points + 0.5
         inside &= ((centres >= box[:2] - SLACK_PX) & (centres <= box[2:] + SLACK_PX)).all(axis=1)
     return inside
+
+
+def _pixel_count(box: FloatArray, size: Size | None) -> int:
+    """The pixels of the image that a box (xyxy) touches."""
+    if size is not None:
+        box = np.clip(box, 0, [size[1], size[0], size[1], size[0]])
+    return int((np.ceil(box[2:]) - np.floor(box[:2])).prod())
 
 
 def polygon_area(polygon: FloatArray) -> float:

@@ -96,13 +96,15 @@ def _choose(donor: Scene, rng: np.random.Generator) -> tuple[list[PlacedObject],
 
 
 def _within(item: PlacedObject, frame: Frame) -> PlacedObject | None:
-    """The part of a donor's object that lies on the content of `frame`."""
+    """The part of a donor's object that lies on the content of `frame`; its points elsewhere become -1."""
     x0, y0, x1, y1 = (round(edge) for edge in frame.content_box)
     x, y, w, h = item.region
     left, top, right, bottom = max(x, x0), max(y, y0), min(x + w, x1), min(y + h, y1)
     if left >= right or top >= bottom:
         return None
     part = item.crop[top - y : bottom - y, left - x : right - x]
+    shown = ((item.points >= (x0, y0)) & (item.points < (x1, y1))).all(axis=1)
+    item = dataclasses.replace(item, labels=np.where(shown, item.labels, -1))
     return _with_crop(item, part, (left, top, right - left, bottom - top), frame.canvas_size)
 
 
