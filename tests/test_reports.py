@@ -25,9 +25,12 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from leanmask.errors import DataError, RunError
-from leanmask.reports.collect import ValidationFiles, distinct_names, fraction, read_run
+from leanmask.reports import gallery
+from leanmask.reports.collect import AnnotatedImages, distinct_names, fraction, read_run
 from leanmask.reports.figures import Line, all_figures, smooth
+from leanmask.reports.gallery import draw_labelled
 from leanmask.reports.layout import Table, duration, render_html, render_markdown, render_rich, spread
+from leanmask.reports.marks import BACKGROUND_RGB, OBJECT_RGB, Mark, draw_marks, marks_of
 from leanmask.reports.overlays import class_colour, draw_overlay, open_upright, readable_scale, to_rgb, to_rle
 from leanmask.reports.page import headline, write_report
 from leanmask.reports.pictures import Choice, compare, panoptic_quality
@@ -63,7 +66,7 @@ def result(image_id: int, category: int, mask: np.ndarray, score: float) -> dict
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> ValidationFiles:
+def data(tmp_path: Path) -> AnnotatedImages:
     """Six images with one polygon object each."""
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
@@ -77,10 +80,10 @@ def data(tmp_path: Path) -> ValidationFiles:
     categories = [{"id": key, "name": name} for key, name in CLASSES.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "val.json").write_text(json.dumps(content), encoding="utf-8")
-    return ValidationFiles(folder / "val.json", folder / "images")
+    return AnnotatedImages(folder / "val.json", folder / "images")
 
 
-def make_run(folder: Path, files: ValidationFiles, ap: float = 0.25, method: str = "supervised") -> Path:
+def make_run(folder: Path, files: AnnotatedImages, ap: float = 0.25, method: str = "supervised") -> Path:
     """A complete run folder; its masks are good on images 1 to 3 and, below an AP of 0.3, missing on the others."""
     folder.mkdir(parents=True)
     settings_ = {"model": {"name": "mask_rcnn"}, "method": {"name": method}, "train": {"steps": 40, "seed": 0}}
@@ -119,7 +122,7 @@ def train_row(step: int) -> dict[str, Any]:
 # --- collect
 
 
-def test_read_run_reads_everything(tmp_path: Path, data: ValidationFiles) -> None:
+def test_read_run_reads_everything(tmp_path: Path, data: AnnotatedImages) -> None:
     run = read_run(make_run(tmp_path / "runs" / "a", data))
     assert (run.name, run.method, run.model, run.planned_steps, run.last_step) == (
         "a",
@@ -139,7 +142,7 @@ def test_read_run_reads_everything(tmp_path: Path, data: ValidationFiles) -> Non
     assert run.problems == ()
 
 
-def test_half_written_last_line_is_no_error(tmp_path: Path, data: ValidationFiles) -> None:
+def test_half_written_last_line_is_no_error(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
     journal = folder / "journal.jsonl"
     journal.write_bytes(journal.read_bytes() + b'{"kind": "train", "st\xc3')
@@ -148,14 +151,14 @@ def test_half_written_last_line_is_no_error(tmp_path: Path, data: ValidationFile
     assert any("cut off" in problem for problem in run.problems)
 
 
-def test_broken_lines_are_counted(tmp_path: Path, data: ValidationFiles) -> None:
+def test_broken_lines_are_counted(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
     journal = folder / "journal.jsonl"
     journal.write_text("no json\n[1]\n" + journal.read_text(encoding="utf-8"), encoding="utf-8")
     assert any("2 unreadable lines left out, the first is line 1" in problem for problem in read_run(folder).problems)
 
 
-def test_line_written_twice_counts_once(tmp_path: Path, data: ValidationFiles) -> None:
+def test_line_written_twice_counts_once(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
     with (folder / "journal.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(train_row(20) | {"lr": 9.0}) + "\n")
@@ -164,7 +167,7 @@ def test_line_written_twice_counts_once(tmp_path: Path, data: ValidationFiles) -
     assert len(run.journal.train) == 4
 
 
-def test_numbers_fall_back_to_the_journal(tmp_path: Path, data: ValidationFiles) -> None:
+def test_numbers_fall_back_to_the_journal(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
     for who in ("student", "teacher"):
         (folder / "evaluation" / who / "metrics.json").unlink()
@@ -174,7 +177,7 @@ def test_numbers_fall_back_to_the_journal(tmp_path: Path, data: ValidationFiles)
     assert run.best_network == "teacher"
 
 
-def test_broken_files_become_problems(tmp_path: Path, data: ValidationFiles) -> None:
+def test_broken_files_become_problems(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
     (folder / "data.json").write_text("{", encoding="utf-8")
     (folder / "env.json").write_text("[]", encoding="utf-8")
@@ -195,7 +198,7 @@ def test_no_run_folder(tmp_path: Path, make: bool) -> None:
         read_run(folder)
 
 
-def test_names_get_parents_where_they_clash(tmp_path: Path, data: ValidationFiles) -> None:
+def test_names_get_parents_where_they_clash(tmp_path: Path, data: AnnotatedImages) -> None:
     runs = [read_run(make_run(tmp_path / part / "run", data)) for part in ("a", "b")]
     assert distinct_names(runs) == ["a/run", "b/run"]
     assert len(set(distinct_names([runs[0], runs[0]]))) == 2
@@ -292,7 +295,7 @@ def test_duration(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_run_tables(tmp_path: Path, data: ValidationFiles) -> None:
+def test_run_tables(tmp_path: Path, data: AnnotatedImages) -> None:
     runs = [read_run(make_run(tmp_path / name, data, ap)) for name, ap in (("low", 0.2), ("high", 0.4))]
     names = distinct_names(runs)
     table = run_comparison(runs, names)
@@ -311,7 +314,7 @@ def test_run_tables(tmp_path: Path, data: ValidationFiles) -> None:
     assert differences(runs, names) is None
 
 
-def test_differences_of_settings(tmp_path: Path, data: ValidationFiles) -> None:
+def test_differences_of_settings(tmp_path: Path, data: AnnotatedImages) -> None:
     runs = [read_run(make_run(tmp_path / name, data, method=name)) for name in ("supervised", "maskbooster")]
     table = differences(runs, distinct_names(runs))
     assert table is not None
@@ -321,7 +324,7 @@ def test_differences_of_settings(tmp_path: Path, data: ValidationFiles) -> None:
 # --- figures
 
 
-def test_curves_are_sound_svg(tmp_path: Path, data: ValidationFiles) -> None:
+def test_curves_are_sound_svg(tmp_path: Path, data: AnnotatedImages) -> None:
     runs = [read_run(make_run(tmp_path / name, data)) for name in ("_hidden", "$a$<b>")]
     groups = all_figures(runs, distinct_names(runs))
     assert list(groups) == ["ap", "pseudo", "counts", "losses", "lr"]
@@ -340,7 +343,7 @@ def test_curves_are_sound_svg(tmp_path: Path, data: ValidationFiles) -> None:
     assert "$a$<b>, teacher: from 12.5 to 25" in groups["ap"].panels[0].alt
 
 
-def test_long_curves_stay_small_and_keep_their_end(tmp_path: Path, data: ValidationFiles) -> None:
+def test_long_curves_stay_small_and_keep_their_end(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
     rows = [train_row(step) for step in range(1, 20_001)]
     (folder / "journal.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
@@ -349,7 +352,7 @@ def test_long_curves_stay_small_and_keep_their_end(tmp_path: Path, data: Validat
     assert "to 5e-05" in groups["losses"].panels[0].alt or "to 5.0" in groups["losses"].panels[0].alt
 
 
-def test_no_rows_no_figures(tmp_path: Path, data: ValidationFiles) -> None:
+def test_no_rows_no_figures(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
     (folder / "journal.jsonl").write_text('{"kind": "train", "step": 1, "losses": {"x": null}}\n', encoding="utf-8")
     assert all_figures([read_run(folder)], ["a"]) == {}
@@ -421,6 +424,166 @@ def test_box_only_objects_and_many_names_are_drawn() -> None:
     rows = [{"category_id": at, "bbox": [4, 4, 30, 30], "segmentation": []} for at in range(12)]
     assert np.asarray(draw_overlay(image, rows, {})).any()
     draw_overlay(image, [{"category_id": 1, "bbox": [40, 40, -10, -10]}], {1: "backwards"})
+
+
+# --- points
+
+
+def marked(rows: list[dict[str, Any]], scale: float = 8.0) -> np.ndarray:
+    grey = Image.new("RGB", (SIDE, SIDE), (128, 128, 128))
+    return np.asarray(draw_overlay(grey, rows, {}, scale=scale)).astype(int)
+
+
+def distance_from(picture: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.abs(picture - np.array(colour)).max(axis=2)
+
+
+def test_points_are_drawn_at_the_middle_of_their_pixel_by_label() -> None:
+    row = {"category_id": 1, "point_coords": [[10, 30], [40, 8]], "point_labels": [1, 0]}
+    drawn = marked([row])
+    green, red = (np.argwhere(distance_from(drawn, colour) < 12) for colour in (OBJECT_RGB, BACKGROUND_RGB))
+    assert np.allclose(green.mean(axis=0) + 0.5, [8 * 30.5, 8 * 10.5], atol=0.6)
+    assert np.allclose(red.mean(axis=0) + 0.5, [8 * 8.5, 8 * 40.5], atol=0.6)
+
+
+def test_shapes_tell_points_apart_without_colours() -> None:
+    picture = Image.new("RGB", (80, 40), (128, 128, 128))
+    draw_marks(picture, [Mark(20.0, 20.0, True), Mark(60.0, 20.0, False)], 12)
+    pixels = np.asarray(picture).astype(int)
+    disc, cross = distance_from(pixels, OBJECT_RGB) < 12, distance_from(pixels, BACKGROUND_RGB) < 12
+    assert disc[20, [12, 20, 28]].all()
+    assert not disc[12, [12, 28]].any()
+    assert cross[12, [52, 67]].all()
+    assert not cross[20, [52, 68]].any()
+
+
+@pytest.mark.parametrize("ground", [(0, 0, 0), (255, 255, 255), OBJECT_RGB, BACKGROUND_RGB, (128, 128, 128)])
+@pytest.mark.parametrize("on_object", [True, False])
+def test_points_stand_out_on_every_ground(ground: tuple[int, int, int], on_object: bool) -> None:
+    picture = Image.new("RGB", (60, 60), ground)
+    draw_marks(picture, [Mark(30.0, 30.0, on_object)], 5)
+    inked = distance_from(np.asarray(picture).astype(int), ground) > 90
+    assert inked.sum() > 40
+    assert not inked[:20].any()
+    assert not inked[:, 41:].any()
+
+
+def test_a_single_point_is_continuous_and_carries_its_class() -> None:
+    drawn = marked([{"category_id": 1, "point": [24.0, 24.0]}])
+    green = np.argwhere(distance_from(drawn, OBJECT_RGB) < 12)
+    assert np.allclose(green.mean(axis=0) + 0.5, [192, 192], atol=0.6)
+    name = distance_from(drawn, class_colour(1)) < 12
+    assert name.sum() > 200
+    assert abs(np.argwhere(name).mean(axis=0) - 192).max() < 60
+
+
+def test_points_outside_the_picture_stop_nothing() -> None:
+    row = {"category_id": 1, "point_coords": [[-1, -1], [47, 47], [900, 5], [5, -900]], "point_labels": [1, 0, 1, 0]}
+    marked([{"bbox": [4, 4, 10, 10], **row}])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"point_coords": [[1, 2], [3, 4]], "point_labels": [1]},
+        {"point_coords": [[1, 2]]},
+        {"point_coords": [[1]], "point_labels": [1]},
+        {"point_coords": [["a", 1]], "point_labels": [1]},
+        {"point_coords": [[math.nan, 1]], "point_labels": [1]},
+        {"point": [1]},
+        {"point": [math.inf, 1]},
+    ],
+)
+def test_broken_points_are_data_errors(row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="broken points"):
+        marked([{"category_id": 1, **row}])
+    assert marks_of({"point_coords": [], "point_labels": None, "point": None}) == ()
+
+
+def test_broken_boxes_are_data_errors() -> None:
+    with pytest.raises(DataError, match="broken bbox"):
+        marked([{"category_id": 1, "bbox": [1, 2, 3]}])
+
+
+# --- the gallery of training images
+
+
+@pytest.fixture
+def training(data: AnnotatedImages) -> AnnotatedImages:
+    """As `data`, with boxes for masks but for one image each with points, with one point, and with masks."""
+    content = json.loads(data.annotations.read_text(encoding="utf-8"))
+    content["images"].append({"id": 7, "file_name": "1.png", "width": SIDE, "height": SIDE})
+    for row in content["annotations"]:
+        if row["id"] != 6:
+            del row["segmentation"]
+        if row["id"] == 2:
+            row |= {"point_coords": [[12, 12], [30, 30]], "point_labels": [1, 0]}
+        if row["id"] == 3:
+            row.pop("bbox")
+            row["point"] = [20.0, 20.0]
+    path = data.annotations.with_name("train.json")
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return AnnotatedImages(path, data.images)
+
+
+def test_the_gallery_shows_every_kind_of_label_first(training: AnnotatedImages) -> None:
+    choice = Choice(training=4, seed=3)
+    found = draw_labelled({"a": training, "b": training, "c": None}, choice)
+    assert [(part.trained, part.points) for part in found.galleries] == [(("a", "b"), True)]
+    captions = [picture.caption for picture in found.galleries[0].pictures]
+    assert captions[0] == "6.png (1 x mask)"
+    assert captions[1:3] == ["2.png (1 x box with points)", captions[2]]
+    assert captions[2].endswith("(1 x box)")
+    assert captions[3] == "3.png (1 x one point)"
+    assert found.galleries[0].pictures[0].alt == f"6.png (1 x mask): 1 x {CLASSES[90]}"
+    assert draw_labelled({"a": training, "b": training}, choice) == found
+    assert found.notes == []
+    every = draw_labelled({"a": training}, Choice(training=99)).galleries[0].pictures
+    assert sorted(picture.caption[:5] for picture in every) == [f"{at}.png" for at in range(1, 7)]
+
+
+def test_what_a_gallery_cannot_show_is_said(
+    training: AnnotatedImages, data: AnnotatedImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (training.images / "2.png").unlink()
+    gone = AnnotatedImages(tmp_path / "gone.json", training.images)
+    found = draw_labelled({"a": training, "b": gone})
+    assert len(found.galleries) == 1
+    assert len(found.galleries[0].pictures) == 5
+    assert [note.split(":")[0] for note in found.notes] == ["training image 2 left out", "no training images of b"]
+    monkeypatch.setattr(gallery, "MOST_CHARACTERS", 10)
+    assert draw_labelled({"a": training, "b": data}).notes[-1].startswith("no training images of b: the page")
+    monkeypatch.setattr(gallery, "MOST_BYTES", 10)
+    assert "is much to read" in draw_labelled({"a": training}).notes[0]
+
+
+def test_the_page_shows_what_was_labelled(tmp_path: Path, data: AnnotatedImages, training: AnnotatedImages) -> None:
+    runs = [make_run(tmp_path / name, data) for name in ("a", "b", "c")]
+    assert "What was labelled" not in write_report(runs, tmp_path / "none.html").read_text(encoding="utf-8")
+    for run, files in ((runs[0], training), (runs[1], training), (runs[2], data)):
+        content = json.loads((run / "data.json").read_text(encoding="utf-8"))
+        content["splits"]["train"] = {"annotations": str(files.annotations), "images": str(files.images)}
+        content["census"]["train"]["one_label_points"] = 3
+        (run / "data.json").write_text(json.dumps(content), encoding="utf-8")
+    text = write_report(runs, tmp_path / "report.html").read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(text)
+    assert outline.open == []
+    assert "labelled" in outline.ids
+    assert "#labelled" in outline.links
+    for part in (
+        "<h3>a / b</h3>",
+        "<h3>c</h3>",
+        "red cross beside it",
+        "1 x box with points",
+        "points of one label only",
+    ):
+        assert part in text
+    assert all(outline.alts)
+    assert len(text) < 5_000_000
+    alone = write_report(runs[2:], tmp_path / "alone.html").read_text(encoding="utf-8")
+    assert "What was labelled" in alone
+    assert "red cross" not in alone
 
 
 def test_scaled_overlay() -> None:
@@ -499,12 +662,12 @@ def test_panoptic_quality_wants_the_class_and_excuses_crowds() -> None:
     assert panoptic_quality([*truth, stray], truth, [stray], SIDE, SIDE) == 1.0
 
 
-def results_of(tmp_path: Path, data: ValidationFiles) -> dict[str, Path]:
+def results_of(tmp_path: Path, data: AnnotatedImages) -> dict[str, Path]:
     runs = [read_run(make_run(tmp_path / name, data, ap)) for name, ap in (("low", 0.2), ("high", 0.4))]
     return {run.name: run.results["teacher"] for run in runs}
 
 
-def test_pictures_show_where_runs_differ_and_are_repeatable(tmp_path: Path, data: ValidationFiles) -> None:
+def test_pictures_show_where_runs_differ_and_are_repeatable(tmp_path: Path, data: AnnotatedImages) -> None:
     results = results_of(tmp_path, data)
     found = compare(results, data, Choice(count=4))
     assert [row.title for row in found.rows[:3]] == [f"{at}.png – the runs differ most here" for at in (4, 5, 6)]
@@ -516,13 +679,13 @@ def test_pictures_show_where_runs_differ_and_are_repeatable(tmp_path: Path, data
     assert found.notes == []
 
 
-def test_one_run_shows_its_weakest(tmp_path: Path, data: ValidationFiles) -> None:
+def test_one_run_shows_its_weakest(tmp_path: Path, data: AnnotatedImages) -> None:
     results = {"low": results_of(tmp_path, data)["low"]}
     found = compare(results, data, Choice(count=4))
     assert [row.title for row in found.rows[:3]] == [f"{at}.png – among the weakest" for at in (4, 5, 6)]
 
 
-def test_what_cannot_be_shown_is_said(tmp_path: Path, data: ValidationFiles) -> None:
+def test_what_cannot_be_shown_is_said(tmp_path: Path, data: AnnotatedImages) -> None:
     results = results_of(tmp_path, data)
     (data.images / "4.png").unlink()
     (data.images / "5.png").write_bytes(b"no picture")
@@ -537,7 +700,7 @@ def test_what_cannot_be_shown_is_said(tmp_path: Path, data: ValidationFiles) -> 
     for part in ("is not JSON", "is no list of COCO results", "gone.json", "image 4 left out", "image 5 left out"):
         assert part in text
     assert len(found.rows) == 4
-    nothing = compare(results, ValidationFiles(tmp_path / "gone.json", data.images))
+    nothing = compare(results, AnnotatedImages(tmp_path / "gone.json", data.images))
     assert nothing.rows == []
     assert "no pictures" in nothing.notes[0]
 
@@ -576,7 +739,7 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_page_of_two_runs(tmp_path: Path, data: ValidationFiles) -> None:
+def test_page_of_two_runs(tmp_path: Path, data: AnnotatedImages) -> None:
     runs = [make_run(tmp_path / name, data, ap) for name, ap in (("low", 0.2), ("<u>high</u>".replace("/", "_"), 0.4))]
     out = write_report(runs, tmp_path / "new" / "report.html", title="<i>Title</i>")
     text = out.read_text(encoding="utf-8")
@@ -604,12 +767,12 @@ def test_page_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
         assert part in text
 
 
-def test_page_says_when_better_weights_are_older(tmp_path: Path, data: ValidationFiles) -> None:
+def test_page_says_when_better_weights_are_older(tmp_path: Path, data: AnnotatedImages) -> None:
     text = write_report([make_run(tmp_path / "a", data)], tmp_path / "r.html").read_text(encoding="utf-8")
     assert "best.safetensors holds the student of step 20; the numbers on this page are those of step 40" in text
 
 
-def test_step_of_a_metrics_file_without_one_is_the_journals(tmp_path: Path, data: ValidationFiles) -> None:
+def test_step_of_a_metrics_file_without_one_is_the_journals(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
     path = folder / "evaluation" / "teacher" / "metrics.json"
     path.write_text(json.dumps({"metrics": {"AP": 0.5}}), encoding="utf-8")
@@ -617,22 +780,22 @@ def test_step_of_a_metrics_file_without_one_is_the_journals(tmp_path: Path, data
     assert (final.ap, final.step, final.from_journal) == (0.5, 40, False)
 
 
-def test_runs_on_other_data_are_left_out_of_the_pictures(tmp_path: Path, data: ValidationFiles) -> None:
+def test_runs_on_other_data_are_left_out_of_the_pictures(tmp_path: Path, data: AnnotatedImages) -> None:
     other = tmp_path / "other.json"
     other.write_bytes(data.annotations.read_bytes())
     first = make_run(tmp_path / "a", data)
-    second = make_run(tmp_path / "b", ValidationFiles(other, data.images))
+    second = make_run(tmp_path / "b", AnnotatedImages(other, data.images))
     text = write_report([first, second], tmp_path / "r.html").read_text(encoding="utf-8")
     assert "no pictures of b: it was evaluated on another data set" in text
 
 
-def test_headline_of_equals(tmp_path: Path, data: ValidationFiles) -> None:
+def test_headline_of_equals(tmp_path: Path, data: AnnotatedImages) -> None:
     runs = [read_run(make_run(tmp_path / name, data)) for name in "ab"]
     assert headline(runs, ["a", "b"]) == "a reaches a mask AP of 25.0 with its student, the same as b."
     assert headline(runs[:1], ["a"]) == "a reaches a mask AP of 25.0 with its student."
 
 
-def test_nothing_is_overwritten_unless_told(tmp_path: Path, data: ValidationFiles) -> None:
+def test_nothing_is_overwritten_unless_told(tmp_path: Path, data: AnnotatedImages) -> None:
     run = make_run(tmp_path / "a", data)
     out = tmp_path / "report.html"
     out.write_text("mine", encoding="utf-8")
@@ -643,7 +806,7 @@ def test_nothing_is_overwritten_unless_told(tmp_path: Path, data: ValidationFile
     assert "leanmask report" in out.read_text(encoding="utf-8")
 
 
-def test_unwritable_places_and_empty_lists_are_run_errors(tmp_path: Path, data: ValidationFiles) -> None:
+def test_unwritable_places_and_empty_lists_are_run_errors(tmp_path: Path, data: AnnotatedImages) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match="cannot write the report"):
         write_report([make_run(tmp_path / "a", data)], tmp_path / "file" / "report.html")
@@ -651,7 +814,7 @@ def test_unwritable_places_and_empty_lists_are_run_errors(tmp_path: Path, data: 
         write_report([], tmp_path / "report.html")
 
 
-def test_failed_writing_leaves_nothing(tmp_path: Path, data: ValidationFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_writing_leaves_nothing(tmp_path: Path, data: AnnotatedImages, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "a", data)
 
     def full(path: Path, target: Path) -> None:

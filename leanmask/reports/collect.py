@@ -38,8 +38,8 @@ class FinalMetrics:
 
 
 @dataclass(frozen=True)
-class ValidationFiles:
-    """The truth that the run was evaluated against, and the folder of its images."""
+class AnnotatedImages:
+    """A COCO file and the folder of its images."""
 
     annotations: Path
     images: Path
@@ -58,7 +58,8 @@ class Journal:
 @dataclass(frozen=True)
 class RunSummary:
     """One run. census: split -> census. classes: the user's category id -> name. best: metadata of best.safetensors.
-    results: network -> COCO results file. problems: sentences about what is missing or broken in the folder."""
+    results: network -> COCO results file. training, validation: what the run learnt from and is measured on. problems:
+    sentences about what is missing or broken in the folder."""
 
     name: str
     folder: Path
@@ -70,7 +71,8 @@ class RunSummary:
     final: dict[str, FinalMetrics]
     best: dict[str, str]
     results: dict[str, Path]
-    validation: ValidationFiles | None
+    training: AnnotatedImages | None
+    validation: AnnotatedImages | None
     problems: tuple[str, ...]
 
     @property
@@ -138,7 +140,8 @@ def read_run(folder: Path | str) -> RunSummary:
         final=final,
         best=_best_metadata(folder / "best.safetensors", problems),
         results={who: path for who in NETWORKS if (path := folder / "evaluation" / who / RESULTS_NAME).is_file()},
-        validation=_validation(folder, config, data),
+        training=_files(folder, data, section(config, "data").get("train_split") or "train"),
+        validation=_files(folder, data, section(config, "data").get("val_split") or "val"),
         problems=tuple(problems),
     )
 
@@ -262,13 +265,12 @@ def _best_metadata(path: Path, problems: list[str]) -> dict[str, str]:
         return {}
 
 
-def _validation(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any]) -> ValidationFiles | None:
-    split = section(config, "data").get("val_split") or "val"
+def _files(folder: Path, data: Mapping[str, Any], split: str) -> AnnotatedImages | None:
     files = section(section(data, "splits"), split)
     annotations, images = files.get("annotations"), files.get("images")
     if not isinstance(annotations, str) or not isinstance(images, str):
         return None
-    return ValidationFiles(_first_existing(annotations, folder), _first_existing(images, folder))
+    return AnnotatedImages(_first_existing(annotations, folder), _first_existing(images, folder))
 
 
 def _first_existing(name: str, folder: Path) -> Path:

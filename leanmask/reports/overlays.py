@@ -1,4 +1,4 @@
-"""Masks, boxes, names and scores drawn on images."""
+"""Masks, boxes, points, names and scores drawn on images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from pycocotools import mask as coco_mask
 
 from leanmask.errors import DataError
+from leanmask.reports.marks import Mark, draw_marks, marks_of
 
 FILL = 0.42
 GOLDEN = 0.61803398875
@@ -27,12 +28,22 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Shape:
-    """One object to draw. mask: (H, W) bool in the drawn picture, or None. box: xyxy pixels of the same, or None."""
+    """One object to draw. mask: (H, W) bool in the drawn picture, or None. box: xyxy pixels of the same, or None.
+    marks: its points, there too.
+    """
 
     mask: np.ndarray | None
     box: Box | None
+    marks: tuple[Mark, ...]
     colour: tuple[int, int, int]
     text: str
+
+    def named_at(self, radius_px: int) -> Box | None:
+        """What the name belongs to: the box, else the first point."""
+        if self.box is not None or not self.marks:
+            return self.box
+        x, y, reach = self.marks[0].x, self.marks[0].y, 2 * radius_px
+        return x - reach, y - reach, x + reach, y + reach
 
 
 def draw_overlay(
@@ -43,12 +54,13 @@ def draw_overlay(
     *,
     scale: float = 1.0,
 ) -> Image.Image:
-    """A copy of `image` with the objects of COCO rows drawn on it: filled mask, outline, box, name and score.
+    """A copy of `image` with the objects of COCO rows drawn on it: filled mask, outline, box, points, name and score.
 
     rows: COCO result rows (with `score`; those below the threshold are left out) or annotations (without). Their
-    segmentation is RLE or polygons in the frame of `image`. names: category id -> text. scale: size of the result over
-    that of `image`; drawing happens after scaling, so that lines and text stay sharp on small images
-    (`readable_scale`). Raises DataError for a segmentation that is broken or of another image size.
+    segmentation is RLE or polygons in the frame of `image`; points are drawn as `marks_of` reads them. names: category
+    id -> text. scale: size of the result over that of `image`; drawing happens after scaling, so that lines and text
+    stay sharp on small images (`readable_scale`). Raises DataError for a segmentation, box or points that are broken,
+    or a mask of another image size.
     """
     picture = to_rgb(image)
     if scale != 1.0:
@@ -148,13 +160,22 @@ def _shape(row: Mapping[str, Any], names: Mapping[int, str], size: tuple[int, in
         if drawn != size:
             grown = Image.fromarray(mask.astype(np.uint8) * 255).resize(drawn, Image.Resampling.BILINEAR)
             mask = np.asarray(grown) >= 128
+    across, down = drawn[0] / size[0], drawn[1] / size[1]
     if row.get("bbox"):
-        x, y, width, height = (float(value) for value in row["bbox"])
-        across, down = drawn[0] / size[0], drawn[1] / size[1]
+        x, y, width, height = _numbers(row["bbox"])
         box = (x * across, y * down, (x + width) * across, (y + height) * down)
     elif mask is not None and mask.any():
         box = _box_of(mask)
-    return Shape(mask, box, class_colour(category), text)
+    marks = tuple(mark.scaled(across, down) for mark in marks_of(row))
+    return Shape(mask, box, marks, class_colour(category), text)
+
+
+def _numbers(bbox: Any) -> Box:
+    try:
+        x, y, width, height = (float(value) for value in bbox)
+    except BROKEN as error:
+        raise DataError(f"broken bbox ({type(error).__name__}: {error})") from None
+    return x, y, width, height
 
 
 def _box_of(mask: np.ndarray) -> Box:
@@ -178,22 +199,26 @@ def _paint(pixels: np.ndarray, shape: Shape, line_px: int) -> None:
 
 
 def _annotate(picture: Image.Image, shapes: Sequence[Shape], line_px: int) -> None:
-    """Boxes, then names; a name moves to where it covers no other name, if there is such a place."""
+    """Boxes, then names, then points; a name moves to where it covers no other name, if there is such a place."""
     pen = ImageDraw.Draw(picture)
+    radius_px = max(4, round(max(picture.size) / 100))
     font = ImageFont.load_default(size=max(11, round(max(picture.size) / 36)))
     taken: list[Box] = []
     for shape in shapes:
         if shape.box is not None:
             pen.rectangle(_ordered(shape.box), outline=shape.colour, width=max(1, line_px // 2))
     for shape in reversed(shapes):
-        if shape.box is None:
+        anchor = shape.named_at(radius_px)
+        if anchor is None:
             continue
         left, top, right, bottom = pen.textbbox((0, 0), shape.text, font=font)
-        place = _place(shape.box, (right - left + 6, bottom - top + 6), picture.size, taken)
+        place = _place(anchor, (right - left + 6, bottom - top + 6), picture.size, taken)
         taken.append(place)
         pen.rectangle(place, fill=shape.colour)
         dark = sum(weight * part for weight, part in zip((0.299, 0.587, 0.114), shape.colour, strict=True)) > 130
         pen.text((place[0] + 3 - left, place[1] + 3 - top), shape.text, fill="black" if dark else "white", font=font)
+    for shape in shapes:
+        draw_marks(picture, shape.marks, radius_px)
 
 
 def _ordered(box: Box) -> Box:

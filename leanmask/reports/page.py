@@ -18,7 +18,9 @@ from leanmask.errors import RunError
 from leanmask.reports import tables
 from leanmask.reports.collect import RESULTS_NAME, RunSummary, distinct_names, read_run
 from leanmask.reports.figures import MARKERS, PALETTE, Group, all_figures
+from leanmask.reports.gallery import draw_labelled
 from leanmask.reports.layout import Table, points, render_html
+from leanmask.reports.marks import BACKGROUND_RGB, OBJECT_RGB
 from leanmask.reports.pictures import Choice, Comparison, compare
 
 TEMPLATE = "report.html.j2"
@@ -59,6 +61,7 @@ def render(runs: Sequence[RunSummary], title: str | None = None, choice: Choice 
     """The page as text."""
     names = distinct_names(runs)
     pictures = _pictures(runs, names, choice)
+    labelled = draw_labelled({name: run.training for run, name in zip(runs, names, strict=True)}, choice)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -76,6 +79,8 @@ def render(runs: Sequence[RunSummary], title: str | None = None, choice: Choice 
         legend=_legend(names),
         sections=_sections(runs, names),
         pictures=pictures,
+        labelled=labelled,
+        mark_colours={"object": _css(OBJECT_RGB), "background": _css(BACKGROUND_RGB)},
         choice=choice,
         palette=list(enumerate(PALETTE)),
         configurations=[(name, _yaml(run)) for run, name in zip(runs, names, strict=True)],
@@ -149,6 +154,10 @@ def _pictures(runs: Sequence[RunSummary], names: Sequence[str], choice: Choice) 
     found = compare(same, files, choice)
     notes = [f"no pictures of {name}: it was evaluated on another data set than the first run" for name in left_out]
     return Comparison(found.rows, found.notes + notes)
+
+
+def _css(colour: tuple[int, int, int]) -> str:
+    return f"rgb({', '.join(map(str, colour))})"
 
 
 def _results(run: RunSummary) -> Path | None:

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from leanmask.errors import DataError, LeanmaskError
-from leanmask.reports.collect import ValidationFiles
+from leanmask.reports.collect import AnnotatedImages
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale, to_rle
 
 MOST_CANDIDATES = 500
@@ -31,9 +31,12 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Choice:
-    """How many images to show, of which a quarter by chance; objects below the score are not drawn."""
+    """How many validation images to show, of which a quarter by chance, and how many training images of a data set;
+    objects below the score are not drawn.
+    """
 
     count: int = 8
+    training: int = 6
     seed: int = 0
     score_threshold: float = 0.5
 
@@ -75,7 +78,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
 
-def compare(results: Mapping[str, Path], files: ValidationFiles, choice: Choice = Choice()) -> Comparison:
+def compare(results: Mapping[str, Path], files: AnnotatedImages, choice: Choice = Choice()) -> Comparison:
     """Draw the images on which the runs differ most (for one run: its weakest), and a quarter of random ones.
 
     results: run name -> COCO results file. "Differ" is by `panoptic_quality` of each image, measured on at most
@@ -220,12 +223,15 @@ def _row(image_id: Any, why: str, found: Mapping[str, Mapping[Any, Rows]], truth
     pictures = []
     for name, by_image in found.items():
         rows = by_image.get(image_id, [])
-        pictures.append(_picture(f"{name} (PQ {100 * _quality(rows, image_id, truth):.0f})", image, rows, truth.names))
-    pictures.append(_picture(TRUTH, image, truth.objects.get(image_id, []), truth.names))
+        pictures.append(
+            draw_picture(f"{name} (PQ {100 * _quality(rows, image_id, truth):.0f})", image, rows, truth.names)
+        )
+    pictures.append(draw_picture(TRUTH, image, truth.objects.get(image_id, []), truth.names))
     return PictureRow(f"{record['file_name']} – {why}", pictures)
 
 
-def _picture(caption: str, image: Image.Image, rows: Rows, names: Mapping[int, str]) -> Picture:
+def draw_picture(caption: str, image: Image.Image, rows: Rows, names: Mapping[int, str]) -> Picture:
+    """`draw_overlay` at a panel's size, as JPEG. rows: COCO rows in the frame of `image`; all of them are drawn."""
     shrink = min(PANEL_PX / max(image.size), 1.0)
     drawn = draw_overlay(image, rows, names, 0.0, scale=shrink * readable_scale(image.size, PANEL_PX))
     buffer = io.BytesIO()
