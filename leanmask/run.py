@@ -6,7 +6,7 @@ import os
 import platform
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
 from leanmask.engine.distributed import start_processes, world_size
 from leanmask.errors import RunError
 from leanmask.session import OnStep, Session, TrainSummary
-from leanmask.settings import load_config, resolve
+from leanmask.settings import RunConfig, load_config, resolve
+from leanmask.stages import StagedRun
 
 
 def train(
@@ -43,26 +44,37 @@ def train(
     )
     given = apply_overrides(merge(given, settings or {}), overrides)
     checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
-    folder, state = Path(out), start_processes()
-    if state.is_main_process:
-        _require_new(folder)
-    seed_everything(checked.train)
-    session = Session(checked, folder, state)  # mistakes in data and settings show before anything is written
-    _vary_processes(checked.train, state.process_index)
-    if state.is_main_process:
-        session.write_folder(environment())
-    state.wait_for_everyone()
-    return session.run(resume=False, on_progress=on_progress)
+    if start_processes().is_main_process:
+        _require_new(Path(out))
+    return _run(checked, Path(out), on_progress)
 
 
 def resume(run: str | Path, *, on_progress: OnStep | None = None) -> TrainSummary:
     """Go on with an interrupted run in its folder; on CPU to the same weights, bit for bit, as if uninterrupted."""
-    checked = load_config(Path(run))
+    return _run(load_config(Path(run)), Path(run), on_progress)
+
+
+def _run(config: RunConfig, folder: Path, on_progress: OnStep | None) -> TrainSummary:
+    if config.stages():
+        return StagedRun(config, folder, _train_one, on_progress).run()
+    return _train_one(config, folder, on_progress, lambda: None)
+
+
+def _train_one(
+    config: RunConfig, folder: Path, on_progress: OnStep | None, announce: Callable[[], None]
+) -> TrainSummary:
+    """Start a training in a new folder, or go on with the one that is there. See `stages.TrainOne`."""
     state = start_processes()
-    seed_everything(checked.train)
-    session = Session(checked, Path(run), state)
-    _vary_processes(checked.train, state.process_index)
-    return session.run(resume=True, on_progress=on_progress)
+    begun = (folder / "config.yaml").is_file()
+    state.wait_for_everyone()
+    seed_everything(config.train)
+    session = Session(config, folder, state)  # mistakes in data and settings show before anything is written
+    _vary_processes(config.train, state.process_index)
+    if state.is_main_process and not begun:
+        announce()
+        session.write_folder(environment())
+    state.wait_for_everyone()
+    return session.run(resume=begun, on_progress=on_progress)
 
 
 def seed_everything(config: TrainConfig) -> None:

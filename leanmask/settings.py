@@ -18,8 +18,8 @@ from leanmask.config import (
     load_yaml,
 )
 from leanmask.errors import ConfigError, RunError, suggest
-from leanmask.methods import METHODS
-from leanmask.methods.base import Method, TrainingFacts
+from leanmask.methods import METHODS, STAGED
+from leanmask.methods.base import Method, Stage, TrainingFacts
 from leanmask.models import MODELS
 from leanmask.models.base import Model
 
@@ -43,7 +43,7 @@ class RunConfig(Frozen):
     @field_validator("method", mode="before")
     @classmethod
     def _method(cls, value: Any) -> Frozen:
-        return _named("method", value, {name: method.Config for name, method in METHODS.items()})
+        return _named("method", value, {name: method.Config for name, method in (METHODS | STAGED).items()})
 
     def build_model(self, num_classes: int, *, pretrained: bool = True) -> Model:
         """The network; `pretrained=False` when a checkpoint follows. Raises CheckpointError."""
@@ -54,6 +54,11 @@ class RunConfig(Frozen):
         """The training method, for `train.steps` updates on data with so many true masks of each class."""
         name: str = self.method.name  # type: ignore[attr-defined]
         return METHODS[name](self.method, TrainingFacts(self.train.steps, masks_per_class))  # type: ignore[arg-type]
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a staged method; empty when the method is a single training."""
+        name: str = self.method.name  # type: ignore[attr-defined]
+        return STAGED[name](self.method).stages() if name in STAGED else ()  # type: ignore[arg-type]
 
 
 def _named(kind: str, value: Any, configs: dict[str, type[Frozen]]) -> Frozen:

@@ -69,9 +69,11 @@ def test_only_the_wiring_is_unrestricted() -> None:
         "console",
         "doctor",
         "inference",
+        "pseudo",
         "run",
         "session",
         "settings",
+        "stages",
         "spending",
     }
 

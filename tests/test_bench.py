@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -63,7 +64,19 @@ def test_unknown_names_are_refused(options: BenchOptions) -> None:
     with pytest.raises(DataError, match="sparse"):
         bench("sparce-1", options)
     with pytest.raises(ConfigError, match="no benchmark table"):
-        bench("points-10", options)
+        bench("semi-5", options)
+    with pytest.raises(ConfigError, match=r"unknown option split.pont_noise; did you mean 'point_noise'"):
+        bench("points-10", dataclasses.replace(options, arms=("points",), overrides=("split.pont_noise=0.1",)))
+
+
+def test_points_noise_and_model_are_part_of_a_row(options: BenchOptions) -> None:
+    told = ("split.point_noise=0.5", "split.noise_where=boundary", *options.overrides)
+    table = bench("points-4", dataclasses.replace(options, arms=("points",), overrides=told, model="pointrend"))
+    assert [(row["arm"], row["model"], row["overrides"]) for row in table.rows] == [
+        ("points", "pointrend-tiny", list(told))
+    ]
+    noise = json.loads(next((options.work / "data").glob("*points-4*noise*/split.json")).read_text())
+    assert noise["noisy_points"] * 2 == noise["points"]
 
 
 def test_demo_ends_with_a_report_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

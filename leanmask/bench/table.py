@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import platform
@@ -18,7 +19,7 @@ import torch
 from filelock import FileLock
 
 from leanmask.bench.arms import PRESET, Arm, arms_of
-from leanmask.config import merge
+from leanmask.config import apply_overrides, merge
 from leanmask.data.coco import write_json
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import SplitOptions, split
@@ -30,6 +31,7 @@ from leanmask.session import OnStep
 Row = dict[str, Any]
 OnProgress = Callable[[float, int, str], None]
 
+SPLIT_PREFIX = "split."
 POLL_SECONDS, TELL_EVERY_STEPS = 0.5, 5
 
 
@@ -40,7 +42,8 @@ class BenchOptions:
     seeds: seeds 0 to seeds-1, each for split and training. arms: rows, None = all. data: a fully labelled data set,
     None = digits. split: what is reported on, "val"; "tune" to choose settings. work: data sets and runs. results:
     folder of the raw JSON. jobs: runs at the same time, with one thread each when above 1. overrides: dotted settings
-    for every row; they go into the rows. digits: sizes of the embedded data set, None = the default ones.
+    for every row, and options of the split as split.point_noise=0.05; they go into the rows. digits: sizes of the
+    embedded data set, None = the default ones. model: what every row trains.
     """
 
     seeds: int = 1
@@ -52,6 +55,7 @@ class BenchOptions:
     jobs: int = 1
     overrides: tuple[str, ...] = ()
     digits: DigitsSpec | None = None
+    model: str = "mask_rcnn"
 
 
 @dataclass(frozen=True)
@@ -132,14 +136,33 @@ def add_row(path: Path, row: Row) -> None:
 def _task(protocol: str, name: str, arm: Arm, seed: int, options: BenchOptions) -> Task:
     own = arm.protocol or protocol
     data = options.data.name if options.data else "digits"
-    key = "-".join(
-        [data, own, name, f"seed{seed}", *(o.replace("=", "_").replace("/", "_") for o in options.overrides)]
-    )
+    other = [options.model] if options.model != BenchOptions.model else []
+    other += [options.split] if options.split != BenchOptions.split else []
+    key = "-".join([data, *other, own, name, f"seed{seed}", *map(_as_name, options.overrides)])
     return Task(own, name, arm, seed, options, options.work / "runs" / key)
+
+
+def _as_name(override: str) -> str:
+    return override.replace("=", "_").replace("/", "_")
+
+
+def _of_split(overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that are about the split, such as split.point_noise=0.05."""
+    return [override for override in overrides if override.startswith(SPLIT_PREFIX)]
+
+
+def _split_options(overrides: Sequence[str]) -> SplitOptions:
+    found = apply_overrides({}, [override.removeprefix(SPLIT_PREFIX) for override in overrides])
+    names = [each.name for each in dataclasses.fields(SplitOptions)]
+    for name in found:
+        if name not in names:
+            raise ConfigError(f"unknown option split.{name}{suggest(name, names)}")
+    return SplitOptions(**found)
 
 
 def _is_row(row: Row, task: Task) -> bool:
     same = row["protocol"] == task.protocol and row["arm"] == task.name and row["seed"] == task.seed
+    same = same and row["model"] == f"{task.options.model}-tiny"
     return same and row.get("overrides", []) == list(task.options.overrides)
 
 
@@ -151,9 +174,10 @@ def prepare_data(task: Task) -> Path:
         source = options.work / "data" / "digits"
         if not (source / "annotations").is_dir():
             write_digits(source, options.digits or DigitsSpec())
-    out = options.work / "data" / f"{source.name}-{task.protocol}-seed{task.seed}"
+    told = _of_split(options.overrides)
+    out = options.work / "data" / "-".join([source.name, task.protocol, f"seed{task.seed}", *map(_as_name, told)])
     if not (out / "data.yaml").is_file():
-        split(source, out, task.protocol, seed=task.seed, options=SplitOptions())
+        split(source, out, task.protocol, seed=task.seed, options=_split_options(told))
     return out
 
 
@@ -200,7 +224,7 @@ def _run_and_tell(number: int, task: Task) -> Row:
 
 def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row:
     """Train (or go on with) one row and return it, measured on the reported split."""
-    settings = merge(PRESET, task.arm.settings)
+    settings = merge(merge(PRESET, {"model": {"name": task.options.model}}), task.arm.settings)
     settings = merge(
         settings, {"train": {"seed": task.seed, "threads": threads}, "data": {"val_split": task.options.split}}
     )
@@ -209,11 +233,13 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         summary = resume(task.run, on_progress=on_progress)
     else:
         data = prepare_data(task)
-        summary = train(data, task.run, settings=settings, overrides=task.options.overrides, on_progress=on_progress)
+        told = _of_split(task.options.overrides)
+        overrides = [override for override in task.options.overrides if override not in told]
+        summary = train(data, task.run, settings=settings, overrides=overrides, on_progress=on_progress)
     return {
         "protocol": task.protocol,
         "arm": task.name,
-        "model": "mask_rcnn-tiny",
+        "model": f"{task.options.model}-tiny",
         "seed": task.seed,
         "steps": summary.steps,
         "who": task.arm.who,

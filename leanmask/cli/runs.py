@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,17 @@ from leanmask.errors import ConfigError
 from leanmask.inference import PredictOptions
 from leanmask.inference import evaluate as run_evaluate
 from leanmask.inference import predict as run_predict
+from leanmask.methods import METHODS, STAGED
+from leanmask.models import MODELS
 from leanmask.reports.page import write_report
 from leanmask.reports.tables import class_table, render_rich
 from leanmask.run import resume as run_resume
 from leanmask.run import train as run_train
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
 
 
 @app.command(
@@ -28,8 +36,8 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this interrupted run.")] = None,
-    method: Annotated[str | None, typer.Option(help="supervised or maskbooster. [default: maskbooster]")] = None,
-    model: Annotated[str | None, typer.Option(help="mask_rcnn. [default: mask_rcnn]")] = None,
+    method: Annotated[str | None, typer.Option(help=f"{_listed(METHODS | STAGED)}. [default: maskbooster]")] = None,
+    model: Annotated[str | None, typer.Option(help=f"{_listed(MODELS)}. [default: mask_rcnn]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     as_json: Json = False,

@@ -29,6 +29,7 @@ def bench(
     work: Annotated[Path, typer.Option(help="Where data sets and runs are kept.")] = Path("runs/bench"),
     results: Annotated[Path, typer.Option(help="Folder of the raw JSON.")] = Path("benchmarks/results"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each when above 1.")] = 1,
+    model: Annotated[str, typer.Option(help="mask_rcnn, pointrend or implicit_pointrend.")] = "mask_rcnn",
     as_json: Json = False,
 ) -> None:
     """A protocol's whole table; rows that are there already are skipped, so it can be built in pieces."""
@@ -46,6 +47,7 @@ def bench(
         results=results,
         jobs=jobs,
         overrides=tuple(overrides or ()),
+        model=model,
     )
     with progress(f"bench {protocol}", as_json) as on_progress:
         table = run_bench(protocol, options, on_progress=on_progress)

@@ -80,13 +80,14 @@ class StepLoader:
 
 
 def evaluation_batches(
-    dataset: EvalDataset, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0
+    dataset: EvalDataset, batch_size: int, rank: int = 0, world: int = 1, workers: int = 0, skip: int = 0
 ) -> Iterator[Views]:
-    """Images rank, rank + world, ... in order, `batch_size` at a time (the last may be smaller).
+    """Images rank, rank + world, ... in order, `batch_size` at a time (the last may be smaller), without the first
+    `skip` of them.
 
     Raises DataError for an image that cannot be read: an evaluation never leaves one out.
     """
-    mine = range(rank, len(dataset), world)
+    mine = range(rank, len(dataset), world)[skip:]
     jobs = ((mine[start : start + batch_size],) for start in range(0, len(mine), batch_size))
     for (views,) in _work((dataset,), jobs, workers):
         yield views

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from leanmask.records import Instances, Proposals, Target
+
+
+def boxes_without_mask(targets: Sequence[Target]) -> tuple[Proposals, list[Instances]]:
+    """The boxes of all objects that have one but no mask, to ask a network for their masks; and these objects, image by
+    image, in the same order.
+    """
+    lacking = []
+    for target in targets:
+        instances = target.instances
+        lacking.append(instances[~instances.has_mask & ~instances.boxes.isnan().any(1)])
+    boxes = torch.cat([instances.boxes for instances in lacking])
+    sizes = torch.tensor([len(instances) for instances in lacking], device=boxes.device)
+    proposals = Proposals(
+        image_index=torch.arange(len(lacking), device=boxes.device).repeat_interleave(sizes),
+        boxes=boxes,
+        object_index=torch.cat([torch.arange(len(instances), device=boxes.device) for instances in lacking]),
+        categories=torch.cat([instances.categories for instances in lacking]),
+    )
+    return proposals, lacking
 
 
 def box_prior(grid_boxes: Tensor, object_boxes: Tensor, size: tuple[int, int]) -> Tensor:

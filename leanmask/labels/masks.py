@@ -30,3 +30,9 @@ def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Te
     target = F.log_softmax(teacher.float() / temperature, dim=1)
     said = F.log_softmax(student.float() / temperature, dim=1)
     return F.kl_div(said, target, reduction="none", log_target=True).sum(1) * temperature**2
+
+
+def mask_certainty(values: Tensor) -> Tensor:
+    """(K,) mean probability inside each mask (above 0.5) of probabilities (K, h, w); 0 for an empty one."""
+    inside = (values > 0.5).float()
+    return (values * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1.0)

@@ -1,10 +1,17 @@
-"""Label-efficient training methods, each a file. A new method is its file and one line in `METHODS`."""
+"""Label-efficient training methods, each a file. A new method is its file and one line in `METHODS`, or in `STAGED`
+when it consists of several trainings.
+"""
 
-from leanmask.methods.base import Method
+from leanmask.methods.base import Method, StagedMethod
 from leanmask.methods.maskbooster import MaskBooster
+from leanmask.methods.self_training import SelfTraining
 from leanmask.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "maskbooster": MaskBooster,
+}
+
+STAGED: dict[str, type[StagedMethod]] = {
+    "self_training": SelfTraining,
 }

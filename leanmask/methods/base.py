@@ -1,10 +1,13 @@
-"""What a method promises: one function from (student, teacher, batch, step) to losses, like its paper's figure."""
+"""What a method promises: one function from (student, teacher, batch, step) to losses, like its paper's figure; or, for
+systems of several trainings, the list of their stages.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -72,3 +75,40 @@ class Method(ABC):
         such. None when the method makes no pseudo-labels.
         """
         return None
+
+
+@dataclass(frozen=True)
+class TrainStage:
+    """One training. settings: on top of the run's own, its method among them. data: the earlier stage whose data set it
+    learns from, None = the user's.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class PseudoMaskStage:
+    """A copy of the user's training data in which every object that has a box but no mask gets one, by the best network
+    of the training stage `teacher`.
+    """
+
+    name: str
+    teacher: str
+
+
+Stage = TrainStage | PseudoMaskStage
+
+
+class StagedMethod(ABC):
+    """A method that is a list of stages, each a folder that the next one reads and a person can open."""
+
+    Config: ClassVar[type[EmaConfig]]
+
+    def __init__(self, config: EmaConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """In the order in which they run; each trains for `train.steps`."""

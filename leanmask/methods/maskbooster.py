@@ -31,13 +31,13 @@ from pydantic import Field
 from torch import Tensor
 
 from leanmask.distributed import global_mean
-from leanmask.labels.boxes import box_agreement, box_prior
-from leanmask.labels.masks import binary_masks, class_divergence
+from leanmask.labels.boxes import box_agreement, box_prior, boxes_without_mask
+from leanmask.labels.masks import binary_masks, class_divergence, mask_certainty
 from leanmask.labels.weigh import cosine_ramp
 from leanmask.masks import Grids
 from leanmask.methods.base import EmaConfig, Method, StepLosses
 from leanmask.models.base import Model
-from leanmask.records import Batch, Instances, MaskPredictions, Proposals, Target, Views
+from leanmask.records import Batch, Instances, MaskPredictions, Target, Views
 
 
 class MaskBoosterConfig(EmaConfig):
@@ -79,7 +79,7 @@ class MaskBooster(Method):
         if ramp > 0 and (self.config.binary_weight > 0 or self.config.soft_weight > 0):
             with torch.no_grad():
                 taught = teacher.predict_masks(views.weak, lacking.proposals())
-                counts["teacher_score"] = mask_certainty(taught)
+                counts["teacher_score"] = mean_certainty(taught)
             losses = losses | self.pseudo_losses(student, lacking, taught, views.targets, ramp)
         return StepLosses(losses, counts)
 
@@ -130,12 +130,12 @@ class MaskBooster(Method):
 
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances]:
         """The teacher's masks for the boxes of the objects that have none."""
-        proposals, lacking = _boxes_without_mask(views)
+        proposals, lacking = boxes_without_mask(views.targets)
         taught = teacher.predict_masks(views.weak, proposals)
         values = self.best_logits(taught, proposals.boxes).float().sigmoid()
         per_image = values.split([len(instances) for instances in lacking])
         return [
-            instances.replace(masks=Grids(grids, instances.boxes), scores=_certainty(grids))
+            instances.replace(masks=Grids(grids, instances.boxes), scores=mask_certainty(grids))
             for instances, grids in zip(lacking, per_image, strict=True)
         ]
 
@@ -151,35 +151,13 @@ def object_boxes(predictions: MaskPredictions, targets: Sequence[Target]) -> Ten
     return _of_object(predictions, [target.instances.boxes for target in targets])
 
 
-def mask_certainty(predictions: MaskPredictions) -> Tensor:
+def mean_certainty(predictions: MaskPredictions) -> Tensor:
     """Mean probability inside the predicted masks, the watchdog's measure of the teacher; 0 when there is none."""
-    scores = _certainty(predictions.of_category().float().sigmoid())
+    scores = mask_certainty(predictions.of_category().float().sigmoid())
     return scores.mean() if len(scores) else scores.new_zeros(())
-
-
-def _certainty(values: Tensor) -> Tensor:
-    inside = (values > 0.5).float()
-    return (values * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1.0)
 
 
 def _of_object(predictions: MaskPredictions, fields: Sequence[Tensor]) -> Tensor:
     sizes = [len(field) for field in fields]
     starts = torch.tensor([0, *sizes[:-1]], device=predictions.boxes.device).cumsum(0)
     return torch.cat(list(fields))[starts[predictions.image_index] + predictions.object_index]
-
-
-def _boxes_without_mask(views: Views) -> tuple[Proposals, list[Instances]]:
-    lacking = []
-    for target in views.targets:
-        instances = target.instances
-        lacking.append(instances[~instances.has_mask & ~instances.boxes.isnan().any(1)])
-    device = views.weak.device
-    sizes = torch.tensor([len(instances) for instances in lacking], device=device)
-    index = torch.cat([torch.arange(int(size), device=device) for size in sizes])
-    proposals = Proposals(
-        image_index=torch.arange(len(lacking), device=device).repeat_interleave(sizes),
-        boxes=torch.cat([instances.boxes for instances in lacking]),
-        object_index=index,
-        categories=torch.cat([instances.categories for instances in lacking]),
-    )
-    return proposals, lacking

@@ -18,6 +18,7 @@ from leanmask.errors import RunError
 from leanmask.reports import tables
 from leanmask.reports.collect import RESULTS_NAME, RunSummary, distinct_names, read_run
 from leanmask.reports.figures import MARKERS, PALETTE, Group, all_figures
+from leanmask.reports.folders import trainings
 from leanmask.reports.gallery import draw_labelled
 from leanmask.reports.layout import Table, points, render_html
 from leanmask.reports.marks import BACKGROUND_RGB, OBJECT_RGB
@@ -41,7 +42,7 @@ class Section:
 def write_report(
     runs: Sequence[Path], out: Path, *, title: str | None = None, overwrite: bool = False, choice: Choice = Choice()
 ) -> Path:
-    """Write the report of one or several run folders to `out` and return that path.
+    """Write the report of one or several run folders to `out` and return that path; of a staged run, its trainings.
 
     Works for runs that are still going on or were killed; what is missing is said on the page. `choice`: which
     pictures. Raises RunError when a folder is no run folder, or when `out` exists (unless `overwrite`) or cannot be
@@ -52,7 +53,7 @@ def write_report(
     out = Path(out)
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists already and is not overwritten; choose another --out or move it away")
-    summaries = [read_run(run) for run in runs]
+    summaries = [read_run(training) for run in runs for training in trainings(Path(run))]
     _write_atomically(out, render(summaries, title, choice))
     return out
 

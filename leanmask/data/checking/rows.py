@@ -12,7 +12,7 @@ from leanmask.masks import segmentation_bounds
 
 SLACK_PX = 1.0  # tools disagree on half pixels and on inclusive edges
 MIN_BOX_MASK_IOU = 0.5
-WARNINGS = frozenset({"mask-outside", "point-fraction", "point-count"})  # of the codes here
+WARNINGS = frozenset({"mask-outside", "point-fraction", "point-count", "box-pseudo-mask"})  # of the codes here
 
 
 def row_faults(row: Row, size: Size | None) -> list[Fault]:
@@ -57,7 +57,9 @@ def _mask_faults(row: Row, box: FloatArray | None, size: Size | None) -> Iterato
         yield Fault("mask-outside", "segmentation", "the mask reaches out of the image; that part is cut off")
     if box is not None and (iou := _grown_iou(box, mask_box)) < MIN_BOX_MASK_IOU:
         shown = [round(float(edge), 1) for edge in (*mask_box[:2], *(mask_box[2:] - mask_box[:2]))]
-        yield Fault("box-mask", "bbox", f"bbox {row['bbox']} disagrees with the mask's bounds {shown} (IoU {iou:.2f})")
+        # A person's box and mask must agree; where a network's mask does not fit, that says how good the network is.
+        code = "box-mask" if row.get("provenance", "human") == "human" else "box-pseudo-mask"
+        yield Fault(code, "bbox", f"bbox {row['bbox']} disagrees with the mask's bounds {shown} (IoU {iou:.2f})")
 
 
 def _point_faults(row: Row, box: FloatArray | None, size: Size | None) -> Iterator[Fault]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from leanmask.data.coco import ObjectRecord
 from leanmask.data.views.targets import (
+    HUMAN,
     SMALLEST_SIDE_PX,
     Lost,
     PlacedObject,
@@ -46,7 +47,7 @@ class Scene:
 
 def can_be_pasted(source: ObjectRecord) -> bool:
     """Whether a person has drawn the object's mask."""
-    return source.supervision == Supervision.MASK and source.provenance == "human"
+    return source.supervision == Supervision.MASK and source.provenance == HUMAN
 
 
 def paste(onto: Scene, donor: Scene, rng: np.random.Generator) -> Scene:

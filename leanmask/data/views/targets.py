@@ -21,6 +21,7 @@ from leanmask.records import Instances, Target
 
 SMALLEST_SIDE_PX = 1.0  # boxes that are smaller on the canvas cannot be learned
 SMALLEST_VISIBLE_FRACTION = 0.05  # of the area of a box without a mask, whose visible part is not known any better
+HUMAN = "human"  # provenance of what a person drew
 NO_CROP: tuple[ByteArray, Region] = (np.zeros((0, 0), dtype=np.uint8), (0, 0, 0, 0))
 
 IntArray = npt.NDArray[np.int64]
@@ -61,10 +62,10 @@ class Placement:
 def place(record: ImageRecord, frame: Frame) -> Placement:
     """Map an image's annotations onto the canvas.
 
-    Masks are rasterised as tight crops. Boxes: that of the mask, else the given one, clipped. Not learned, but
-    ignored, are boxes under 1 px of side, boxes without a mask of which less than 5 % are left, and masks that vanish
-    in scaling. Masks that are cropped to nothing go without a trace. An object known by one point alone whose point is
-    cropped may still be visible, so the image is no longer exhaustive.
+    Masks are rasterised as tight crops. Boxes: that of the mask that a person drew, else the given one, clipped. Not
+    learned, but ignored, are boxes under 1 px of side, boxes without a mask of which less than 5 % are left, and masks
+    that vanish in scaling. Masks that are cropped to nothing go without a trace. An object known by one point alone
+    whose point is cropped may still be visible, so the image is no longer exhaustive.
     """
     placed = [_place_object(item, frame) for item in record.objects]
     lost = [item for item in placed if isinstance(item, Lost)]
@@ -79,7 +80,7 @@ def place(record: ImageRecord, frame: Frame) -> Placement:
 
 def _place_object(source: ObjectRecord, frame: Frame) -> PlacedObject | Lost:
     points, labels = _place_points(source, frame)
-    if source.segmentation is not None:
+    if source.segmentation is not None and source.provenance == HUMAN:
         return _place_mask(source, frame, points, labels)
     full = transform_boxes(source.box_xyxy[None], frame.matrix)[0]
     if not np.isfinite(full).all():
@@ -90,7 +91,11 @@ def _place_object(source: ObjectRecord, frame: Frame) -> PlacedObject | Lost:
         return Lost()
     if smallest_side(box) < SMALLEST_SIDE_PX or _area(box) < SMALLEST_VISIBLE_FRACTION * _area(full):
         return Lost(remains=box)
-    return PlacedObject(source, box, *NO_CROP, points, labels)
+    # A predicted mask does not move the box that it was predicted for.
+    drawn = NO_CROP
+    if source.segmentation is not None:
+        drawn = tighten(*network_crop(source.segmentation, frame.matrix, frame.canvas_size))
+    return PlacedObject(source, box, *drawn, points, labels)
 
 
 def _place_mask(source: ObjectRecord, frame: Frame, points: FloatArray, labels: IntArray) -> PlacedObject | Lost:

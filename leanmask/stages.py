@@ -1,0 +1,144 @@
+"""Runs methods that consist of several trainings: one folder per stage inside the run's, each the next one's input.
+
+Every stage can be killed and resumed; finished ones are not repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leanmask.config import merge
+from leanmask.data.coco import AnnotationStore
+from leanmask.data.files import write_atomically
+from leanmask.data.layout import locate
+from leanmask.engine.distributed import start_processes
+from leanmask.errors import DataError, LeanmaskError, RunError
+from leanmask.inference import load
+from leanmask.methods.base import PseudoMaskStage, Stage, TrainStage
+from leanmask.pseudo import DATA_FILE, PseudoJob, finish_pseudo_masks, make_pseudo_masks
+from leanmask.reports.folders import STAGES_FILE
+from leanmask.session import OnStep, TrainSummary
+from leanmask.settings import RunConfig, resolve
+
+# Starts a training in a new folder, or goes on with the one that is there. The last argument is called when nothing in
+# settings and data is wrong, just before the folder is made.
+TrainOne = Callable[[RunConfig, Path, OnStep | None, Callable[[], None]], TrainSummary]
+
+
+class StagedRun:
+    """One run of several stages. Its folder holds `config.yaml`, `stages.json`, the stages' folders and, at the end,
+    the last training's `best.safetensors`.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, train_one: TrainOne, on_progress: OnStep | None) -> None:
+        self.config, self.folder, self.train_one, self.on_progress = config, folder, train_one, on_progress
+        self.stages = config.stages()
+        self.state = start_processes()
+        self.trained: list[TrainSummary] = []
+
+    def run(self) -> TrainSummary:
+        """All stages in order; returns the last training's summary with the steps and seconds of all of them."""
+        self._require_something_to_learn()
+        for stage in self.stages:
+            if isinstance(stage, TrainStage):
+                self.trained.append(self._train(stage))
+            else:
+                self._label(stage)
+        last = self.trained[-1]
+        if self.state.is_main_process:
+            _copy(last.folder / "best.safetensors", self.folder / "best.safetensors")
+        self.state.wait_for_everyone()
+        return dataclasses.replace(
+            last,
+            folder=self.folder,
+            steps=sum(summary.steps for summary in self.trained),
+            seconds=sum(summary.seconds for summary in self.trained),
+        )
+
+    def stage_folder(self, name: str) -> Path:
+        """`1-labels`, `2-pseudo`, ... in the run's folder."""
+        number = [stage.name for stage in self.stages].index(name) + 1
+        return self.folder / f"{number}-{name}"
+
+    def _train(self, stage: TrainStage) -> TrainSummary:
+        data = self.config.data.path if stage.data is None else str(self.stage_folder(stage.data).absolute())
+        settings = self.config.model_dump(mode="json")
+        settings["method"] = {}
+        settings = merge(merge(settings, dict(stage.settings)), {"data": {"path": data}})
+        folder, report = self.stage_folder(stage.name), self._reporter(stage)
+        return self.train_one(resolve(settings), folder, report, self._write_folder)
+
+    def _label(self, stage: PseudoMaskStage) -> None:
+        out = self.stage_folder(stage.name)
+        if (out / DATA_FILE).is_file():
+            return
+        loaded = load(self.stage_folder(stage.teacher), device=str(self.state.device))
+        job = PseudoJob(
+            splits=locate(self.config.data.path),
+            train=self.config.data.train_split,
+            provenance=f"leanmask {self.folder.name}/{self.stage_folder(stage.teacher).name}",
+            rank=self.state.process_index,
+            world=self.state.num_processes,
+        )
+        report = self._reporter(stage)
+        make_pseudo_masks(loaded, job, out, lambda done, total: report(0, 1, f"image {done} of {total}"))
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            finish_pseudo_masks(loaded, job, out)
+        self.state.wait_for_everyone()
+
+    def _reporter(self, stage: Stage) -> OnStep:
+        """Progress of one stage as progress of the whole run."""
+        steps = self.config.train.steps
+        trainings = [each.name for each in self.stages if isinstance(each, TrainStage)]
+        before = len(self.trained) * steps
+
+        def report(step: int, total: int, note: str) -> None:
+            if self.on_progress:
+                self.on_progress(before + step, steps * len(trainings), f"{stage.name}: {note}")
+
+        return report
+
+    def _require_something_to_learn(self) -> None:
+        """Masks can only be learned from masks or classified points; better said before hours of training."""
+        data = self.config.data
+        files = locate(data.path).get(data.train_split)
+        if files is None or files.annotations is None:
+            return  # the first stage says what is wrong
+        census = AnnotationStore.open(files.annotations, files.images, unannotated=data.unannotated).census()
+        if not census.objects.get("mask") and not census.objects.get("points"):
+            raise DataError(
+                f"{files.annotations} has neither a mask nor classified points, so no network could learn masks to "
+                "label the boxes with; add points (leanmask split --points, or by hand) or a few masks"
+            )
+
+    def _write_folder(self) -> None:
+        if (self.folder / STAGES_FILE).is_file():
+            return
+        stages: list[dict[str, Any]] = [
+            {"name": stage.name, "folder": self.stage_folder(stage.name).name, "trains": isinstance(stage, TrainStage)}
+            for stage in self.stages
+        ]
+        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "config.yaml", text.encode(), overwrite=True)
+            write_atomically(self.folder / STAGES_FILE, json.dumps({"stages": stages}, indent=1).encode())
+        except (OSError, LeanmaskError) as error:
+            raise RunError(f"cannot write the run folder {self.folder}: {error}") from None
+
+
+def _copy(source: Path, target: Path) -> None:
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        shutil.copyfile(source, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror}") from None
