@@ -60,7 +60,10 @@ class AugmentConfig(Frozen):
     hue: float = Field(0.1, ge=0, le=0.5, description="colour jitter, turns of the colour circle")
     grey_probability: float = Field(0.2, ge=0, le=1, description="grey image")
     blur_probability: float = Field(0.5, ge=0, le=1, description="Gaussian blur")
-    blur_radius_px: tuple[float, float] = Field((0.1, 2.0), description="range of the blur's radius")
+    blur_radius_px: tuple[float, float] = Field(
+        (0.1, 2.0),
+        description="range of the blur's radius; 2 px suits images of about 800 px, take less for small ones",
+    )
     erase: bool = Field(False, description="three random erasings (areas and aspect ratios as PL-DC's code has them)")
     copy_paste_probability: float = Field(0, ge=0, le=1, description="paste objects with true masks from another image")
 

@@ -18,8 +18,8 @@ from leanmask.errors import ConfigError
 PRESET: dict[str, Any] = {
     "model": {"name": "mask_rcnn", "backbone": "tiny"},
     "data": {"image_size": 128, "workers": 1},
-    # The published blur, up to 2 px, is for images of about 800 px; on `tune` at 128 px it took 6 points of box AP and 4 of
-    # mask AP from MaskBooster (benchmarks/results/tune-sparse-0.4.json).
+    # The published blur, up to 2 px, is for images of about 800 px; on `tune` at 128 px it took 6 points of box AP and
+    # 4 of mask AP from MaskBooster (benchmarks/results/tune-sparse-0.4.json).
     "augment": {"scale_jitter": [0.8, 1.25], "blur_radius_px": [0.1, 0.5]},
     "optim": {"optimiser": "adamw", "lr": 2e-3, "weight_decay": 0.05, "warmup_steps": 100, "clip_norm": 5.0},
     "train": {"steps": 1500, "batch_size": 8, "checkpoint_every_steps": 250, "log_every_steps": 25},
