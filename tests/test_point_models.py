@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import TINY
+from safetensors.torch import load_file
 from test_mask_rcnn import CLASSES, NOTHING, target_of, total
 from test_points import pointed
 from torch import Tensor
 
+from leanmask.config import merge
 from leanmask.models import MODELS
 from leanmask.models.implicit_pointrend import FourierFeatures, ImplicitPointRend, ImplicitPointRendConfig, PointNetwork
 from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from leanmask.models.pointrend import PointRend, PointRendConfig
 from leanmask.models.two_stage import TwoStage
 from leanmask.records import Proposals, Supervision, Target
+from leanmask.run import resume, train
 
 NAMES = ["pointrend", "implicit_pointrend"]
 
@@ -210,7 +217,7 @@ def _half_points(box: list[float]) -> Target:
     return pointed([(points + torch.tensor([8.0, 10.0])).tolist()], [labels.tolist()], [box])
 
 
-def test_weights_of_a_mask_rcnn_load_without_its_mask_branch(tmp_path: object) -> None:
+def test_weights_of_a_mask_rcnn_load_without_its_mask_branch(tmp_path: Path) -> None:
     path = f"{tmp_path}/detector.pth"
     detector = MaskRCNN(MaskRCNNConfig(backbone="tiny"), CLASSES)
     torch.save(detector.state_dict(), path)
@@ -223,3 +230,25 @@ def test_weights_of_a_mask_rcnn_load_without_its_mask_branch(tmp_path: object) -
     assert again.weights_note == f"loaded {path}"
     fewer = PointRend(PointRendConfig(backbone="tiny", weights=path), 3)
     assert "coarse_head.last" in fewer.weights_note
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maskbooster_wraps_it_and_a_killed_run_resumes_to_the_same_weights(
+    name: str, sparse: Path, tmp_path: Path
+) -> None:
+    def kill(step: int, total: int, note: str) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    boosted = {"model": {"name": name}, "method": {"name": "maskbooster", "start_fraction": 0, "ramp_fraction": 0}}
+    settings = merge(merge(TINY, boosted), {"train": {"steps": 4}})
+    train(sparse, tmp_path / "whole", settings=settings)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()]
+    assert any(row["losses"]["loss_pseudo_binary"] > 0 for row in rows if row["kind"] == "train")
+    with pytest.raises(KeyboardInterrupt):
+        train(sparse, tmp_path / "killed", settings=settings, on_progress=kill)
+    resume(tmp_path / "killed")
+    for part in ("student", "teacher"):
+        path = Path("checkpoints") / "last" / f"{part}.safetensors"
+        one, two = (load_file(tmp_path / run / path) for run in ("whole", "killed"))
+        assert all(torch.equal(one[key], two[key]) for key in one)

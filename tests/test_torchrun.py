@@ -7,17 +7,28 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from leanmask.data.splits import split
+
+SETTINGS = ["data.image_size=64", "data.workers=0", "train.batch_size=2", "train.threads=1"]
+
+
+def two_processes(*arguments: str) -> Any:
+    """What `leanmask train ... --json` says under torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "leanmask"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "train", *arguments, "--json"], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)  # only the first process speaks
 
 
 def test_two_processes_write_one_run(sparse: Path, digits: Path, tmp_path: Path) -> None:
-    settings = ["data.image_size=64", "data.workers=0", "train.batch_size=2", "train.threads=1", "train.steps=2"]
-    settings.append("model.score_floor=0")  # an untrained network says something about every image
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "leanmask"]
-    arguments = ["train", str(sparse), *settings, "--out", str(tmp_path / "run"), "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=200, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout)["steps"] == 2  # only the first process speaks
+    # An untrained network without a floor says something about every image.
+    settings = [*SETTINGS, "train.steps=2", "model.score_floor=0"]
+    assert two_processes(str(sparse), *settings, "--out", str(tmp_path / "run"))["steps"] == 2
     truth = json.loads((digits / "annotations" / "instances_val.json").read_text())
     for who in ("student", "teacher"):
         rows = json.loads((tmp_path / "run" / "evaluation" / who / "coco_instances_results.json").read_text())
@@ -25,3 +36,15 @@ def test_two_processes_write_one_run(sparse: Path, digits: Path, tmp_path: Path)
         assert {row["image_id"] for row in rows} == {image["id"] for image in truth["images"]}
     lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()
     assert sum(json.loads(line)["kind"] == "eval" for line in lines) == 2
+
+
+def test_two_processes_share_the_stages(digits: Path, tmp_path: Path) -> None:
+    """Self-training of Implicit PointRend: both label their part of the images, one writes them all."""
+    split(digits, tmp_path / "points", "points-4")
+    arguments = ["--model", "implicit_pointrend", "--method", "self_training", "train.steps=1", *SETTINGS]
+    found = two_processes(str(tmp_path / "points"), *arguments, "--out", str(tmp_path / "run"))
+    assert found["steps"] == 2
+    labelled = json.loads((tmp_path / "run" / "2-pseudo" / "instances_train.json").read_text())
+    quality = json.loads((tmp_path / "run" / "2-pseudo" / "quality.json").read_text())
+    assert quality["count"] == len(labelled["annotations"])
+    assert (tmp_path / "run" / "best.safetensors").is_file()

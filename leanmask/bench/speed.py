@@ -11,6 +11,7 @@ import torch
 
 from leanmask.bench.speed_evaluation import evaluation_speed
 from leanmask.bench.speed_model import inference_speed, training_speed
+from leanmask.bench.speed_points import pointrend_memory, points_speed
 from leanmask.bench.speed_steps import data_share, maskbooster_speed, target_memory
 from leanmask.bench.table import add_row, commit
 
@@ -18,6 +19,8 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "training_step": training_speed,
     "inference": inference_speed,
     "maskbooster_step": maskbooster_speed,
+    "points_step": points_speed,
+    "pointrend_memory": pointrend_memory,
     "data_share": data_share,
     "target_memory": target_memory,
     "coco_evaluation": evaluation_speed,

@@ -34,7 +34,7 @@ def maskbooster_speed(rounds: int = 20) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         supervised, boosted = (_session(Path(folder), name) for name in ("ema_aug", "maskbooster"))
         batches = supervised.loader.iterate(0)
-        steps = {"supervised": _stepper(supervised), "maskbooster": _stepper(boosted)}
+        steps = {"supervised": stepper(supervised), "maskbooster": stepper(boosted)}
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         for turn in range(WARM_UP_STEPS + rounds):
             batch = to_device(next(batches), torch.device("cpu"), channels_last=True)
@@ -51,7 +51,7 @@ def data_share(steps: int = 30) -> dict[str, Any]:
     """Share of a supervised training step that waits for the loader, with two loader processes."""
     with tempfile.TemporaryDirectory() as folder:
         session = _session(Path(folder), "ema_aug", workers=2)
-        step, batches = _stepper(session), session.loader.iterate(0)
+        step, batches = stepper(session), session.loader.iterate(0)
         waited, whole = [], []
         for turn in range(WARM_UP_STEPS + steps):
             started = time.perf_counter()
@@ -110,14 +110,20 @@ def _session(folder: Path, arm: str, workers: int = 0) -> Session:
     if not source.exists():
         write_digits(source, DigitsSpec(train=64, tune=1, val=1))
         split(source, data, "sparse-10")
-    settings = merge(merge(PRESET, SPARSE[arm].settings), {"data": {"path": str(data), "workers": workers}})
-    session = Session(resolve(settings), folder / arm, start_processes())
+    return session_on(data, merge(SPARSE[arm].settings, {"data": {"workers": workers}}), folder / arm)
+
+
+def session_on(data: Path, settings: dict[str, Any], folder: Path) -> Session:
+    """A training of the benchmark's preset, put together but not begun."""
+    settings = merge(merge(PRESET, settings), {"data": {"path": str(data)}})
+    session = Session(resolve(settings), folder, start_processes())
     for model in (session.student, session.teacher.model):
         model.to(memory_format=torch.channels_last)
     return session
 
 
-def _stepper(session: Session) -> Callable[[Batch], None]:
+def stepper(session: Session) -> Callable[[Batch], None]:
+    """One update of a session on a given batch."""
     optimiser = torch.optim.AdamW(session.student.parameters(), lr=1e-4)
     middle = session.config.train.steps // 2  # past the start of the ramp
     bf16 = session.config.train.precision == "bf16"

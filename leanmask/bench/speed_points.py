@@ -1,0 +1,90 @@
+"""What learning from points costs beside learning from masks, and the memory of PointRend's inference."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from leanmask.bench.speed_steps import WARM_UP_STEPS, session_on, stepper
+from leanmask.data.digits import DigitsSpec, write_digits
+from leanmask.data.splits import split
+from leanmask.engine.step import to_device
+from leanmask.models import MODELS
+from leanmask.records import Proposals
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def points_speed(rounds: int = 20) -> dict[str, Any]:
+    """Seconds of a step from ten points per object and from masks, of the same images and model, in turns; the ratios
+    of medians by model.
+    """
+    found: dict[str, Any] = {"rounds": rounds}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "digits"
+        write_digits(source, DigitsSpec(train=64, tune=1, val=1))
+        for protocol in ("full", "points-10"):
+            split(source, Path(folder) / protocol, protocol)
+        for model in MODELS:
+            medians = _medians(Path(folder), model, rounds)
+            found |= {f"{model}_{name}_seconds": value for name, value in medians.items()}
+            found[f"{model}_ratio"] = medians["points-10"] / medians["full"]
+    return found
+
+
+def _medians(folder: Path, model: str, rounds: int) -> dict[str, float]:
+    settings = {"model": {"name": model}, "method": {"name": "supervised"}, "data": {"workers": 0}}
+    sessions = {name: session_on(folder / name, settings, folder / "run") for name in ("full", "points-10")}
+    batches = {name: session.loader.iterate(0) for name, session in sessions.items()}
+    steps = {name: stepper(session) for name, session in sessions.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(WARM_UP_STEPS + rounds):
+        for name, step in steps.items():
+            batch = to_device(next(batches[name]), torch.device("cpu"), channels_last=True)
+            started = time.perf_counter()
+            step(batch)
+            if turn >= WARM_UP_STEPS:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@torch.inference_mode()
+def pointrend_memory(objects: int = 300, side_px: int = 1024) -> dict[str, Any]:
+    """Most bytes that the masks of one image's objects take above the backbone's maps and the model, by model with the
+    published numbers published numbers. Linux only.
+    """
+    found: dict[str, Any] = {"objects": objects, "side_px": side_px}
+    torch.manual_seed(0)
+    corner = torch.rand(objects, 2) * (side_px - 100)
+    boxes = torch.cat([corner, corner + 20 + torch.rand(objects, 2) * 80], dim=1)
+    zeros = torch.zeros(objects, dtype=torch.int64)
+    for name in ("pointrend", "implicit_pointrend"):
+        config = MODELS[name].Config(name=name, backbone="resnet50", norm="frozen_batch")
+        model = MODELS[name](config, 80).eval()
+        features = model.features(torch.rand(1, 3, side_px, side_px))[:4]
+        proposals = Proposals(image_index=zeros, boxes=boxes, object_index=zeros, categories=zeros)
+        before = _reset_peak()
+        masks = model.roi_heads.own_masks(features, proposals.boxes, proposals.image_index, proposals.categories)
+        found[f"{name}_bytes"] = None if before is None else _kib("VmHWM") * 1024 - before
+        found["mask_side"] = int(masks.shape[-1])
+        del model, features, masks
+    return found
+
+
+def _reset_peak() -> int | None:
+    """Bytes this process holds now, from which its peak is counted anew; None where the system does not tell."""
+    try:
+        _RESET.write_text("5")
+    except OSError:
+        return None
+    return _kib("VmRSS") * 1024
+
+
+def _kib(field: str) -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1])
