@@ -30,7 +30,9 @@ class DataConfig(Frozen):
     train_split: str = Field("train", description="split to train on")
     val_split: str = Field("val", description="split to evaluate on")
     unlabelled: tuple[str, ...] = Field(
-        (), description="folders or COCO files of unlabelled images; annotations are never read"
+        (),
+        description="folders or COCO files of unlabelled images, whose annotations are never read; none = the data "
+        "set's split 'unlabelled', where the method wants some",
     )
     unannotated: Literal["error", "negative", "unlabelled"] = Field(
         "error",
@@ -92,8 +94,8 @@ class TrainConfig(Frozen):
     batch_size: int = Field(
         8, ge=1, description="labelled images per update, over all processes and accumulation steps"
     )
-    unlabelled_batch_size: int = Field(
-        0, ge=0, description="unlabelled images per update; used by methods that want them"
+    unlabelled_batch_size: int | None = Field(
+        None, ge=1, description="unlabelled images per update of methods that want them; null = as many as labelled"
     )
     accumulate: int = Field(1, ge=1, description="gradient accumulation: forward passes per update")
     seed: int = Field(0, ge=0)

@@ -13,19 +13,20 @@ import yaml
 from accelerate import PartialState
 
 from leanmask import __version__
-from leanmask.data.coco import AnnotationStore
-from leanmask.data.dataset import EvalDataset, TrainDataset
+from leanmask.data.coco import AnnotationStore, Census
+from leanmask.data.dataset import EvalDataset, ImageSource, TrainDataset
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.loader import BatchSizes, StepLoader, evaluation_batches
+from leanmask.data.unlabelled import ImagePool, open_pool, require_apart, unlabelled_sources
 from leanmask.engine.job import Evaluated, Job, TrainResult
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import train as run_job
 from leanmask.errors import ConfigError, DataError, RunError, suggest
 from leanmask.evaluation.pseudo_quality import PseudoImage, pseudo_quality
 from leanmask.evaluation.validator import Validator
-from leanmask.methods.base import Method
+from leanmask.methods.base import Method, TrainingFacts
 from leanmask.models.base import Model
-from leanmask.records import Views
+from leanmask.records import Instances, Views
 from leanmask.settings import RunConfig
 
 # Called with (finished steps, all steps, a note): first, at step 0, with the census of what is labelled how.
@@ -33,6 +34,7 @@ OnStep = Callable[[int, int, str], None]
 
 # Pseudo-labels are measured on at most this many training images, spread evenly.
 MEASURED_IMAGES = 200
+UNLABELLED_SEED = 7919
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class TrainSummary:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Unlabelled:
+    """The unlabelled images of a training, and the file with what is on them where a benchmark has hidden it."""
+
+    images: ImagePool
+    truth: Path | None
+
+
 class Session:
     """One training, put together: data, student, teacher, method and measurement."""
 
@@ -76,26 +86,50 @@ class Session:
         self.validation = AnnotationStore.open(
             val.annotations, val.images, unannotated=unannotated, classes=self.classes
         )
-        masks = tuple(census.per_class[name]["mask"] for name in self.classes.names)
-        self.method: Method = config.build_method(masks)
+        self.method: Method = config.build_method(self._facts(census))
+        self.unlabelled = self._unlabelled(splits) if self.method.uses_unlabelled else None
         self.loader = self._loader()
         self.student: Model = config.build_model(len(self.classes))
         self.teacher = Teacher(self.student)
         self.metrics: dict[str, dict[str, float]] = {}
         self._on_progress: OnStep | None = None
 
+    def _facts(self, census: Census) -> TrainingFacts:
+        counts = [census.per_class[name] for name in self.classes.names]
+        return TrainingFacts(
+            total_steps=self.config.train.steps,
+            masks_per_class=tuple(kinds["mask"] for kinds in counts),
+            objects_per_class=tuple(sum(kinds.values()) for kinds in counts),
+            class_names=tuple(self.classes.names),
+            labelled_images=census.images - census.unlabelled_images,
+        )
+
+    def _unlabelled(self, splits: Mapping[str, SplitFiles]) -> Unlabelled:
+        sources = unlabelled_sources(self.config.data.unlabelled, splits)
+        pool = open_pool(sources, self.classes)
+        if self.state.is_main_process:
+            require_apart(pool, {"labelled": self.labelled, "validation": self.validation})
+        truth = sources[0].truth if len(sources) == 1 else None
+        return Unlabelled(pool, truth)
+
     def _loader(self) -> StepLoader:
-        data, train = self.config.data, self.config.train
-        if (data.unlabelled or train.unlabelled_batch_size) and not self.method.uses_unlabelled:
+        data, train, augment = self.config.data, self.config.train, self.config.augment
+        if self.unlabelled is None and (data.unlabelled or train.unlabelled_batch_size):
             raise ConfigError(
                 f"method '{self.config.method.name}' learns nothing from unlabelled images; "  # type: ignore[attr-defined]
                 "remove data.unlabelled and train.unlabelled_batch_size"
             )
-        images = TrainDataset(self.labelled, data, self.config.augment, train.seed)
+        images = TrainDataset(self.labelled, data, augment, train.seed)
+        more, count = None, 0
+        if self.unlabelled is not None:
+            # Another seed, or position n of both streams would be augmented alike; there are no masks to paste.
+            bare = augment.model_copy(update={"copy_paste_probability": 0.0})
+            more = TrainDataset(self.unlabelled.images, data, bare, train.seed + UNLABELLED_SEED)
+            count = train.unlabelled_batch_size or train.batch_size
         return StepLoader(
             images,
-            None,
-            BatchSizes(train.batch_size),
+            more,
+            BatchSizes(train.batch_size, count),
             rank=self.state.process_index,
             world=self.state.num_processes,
             workers=data.workers,
@@ -197,12 +231,15 @@ class Session:
         return evaluation_batches(dataset, size, rank, world, workers)
 
     def pseudo_quality(self) -> dict[str, Any] | None:
-        """The teacher's pseudo-labels on training images against the hidden truth; None where either is missing."""
-        truth = self.files[self.config.data.train_split].truth
+        """The teacher's pseudo-labels on training images (unlabelled ones, where the method learns from them) against
+        the hidden truth; None where either is missing.
+        """
+        free = self.unlabelled is not None
+        truth = self.unlabelled.truth if self.unlabelled else self.files[self.config.data.train_split].truth
         if truth is None:
             return None
-        step = max(1, len(self.labelled) // MEASURED_IMAGES)
-        images = EvalDataset(self.labelled, self.config.data, every=step)
+        source: ImageSource = self.unlabelled.images if self.unlabelled else self.labelled
+        images = EvalDataset(source, self.config.data, every=max(1, len(source) // MEASURED_IMAGES))
         found: list[PseudoImage] = []
         for views in evaluation_batches(images, self.config.evaluation.batch_size, workers=self.config.data.workers):
             with torch.inference_mode():
@@ -211,12 +248,16 @@ class Session:
                 return None
             lacking = [target.instances[~target.instances.has_mask] for target in views.targets]
             found += [
-                PseudoImage(image_id, instances, frame, frozenset(asked.ids.tolist() if asked.ids is not None else ()))
+                PseudoImage(image_id, instances, frame, None if free else _ids(asked))
                 for image_id, instances, frame, asked in zip(
                     views.image_ids, labels, views.frames, lacking, strict=True
                 )
             ]
         return pseudo_quality(found, truth, self.classes.ids).to_json()
+
+
+def _ids(instances: Instances) -> frozenset[int]:
+    return frozenset(instances.ids.tolist() if instances.ids is not None else ())
 
 
 def _split_names(config: RunConfig) -> tuple[str, str]:

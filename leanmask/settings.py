@@ -50,10 +50,10 @@ class RunConfig(Frozen):
         name: str = self.model.name  # type: ignore[attr-defined]
         return MODELS[name](self.model, num_classes, pretrained)  # type: ignore[arg-type]
 
-    def build_method(self, masks_per_class: tuple[int, ...] = ()) -> Method:
-        """The training method, for `train.steps` updates on data with so many true masks of each class."""
+    def build_method(self, facts: TrainingFacts) -> Method:
+        """The training method, told what it may know of the training."""
         name: str = self.method.name  # type: ignore[attr-defined]
-        return METHODS[name](self.method, TrainingFacts(self.train.steps, masks_per_class))  # type: ignore[arg-type]
+        return METHODS[name](self.method, facts)  # type: ignore[arg-type]
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages of a staged method; empty when the method is a single training."""

@@ -39,6 +39,9 @@ def train(
     method: Annotated[str | None, typer.Option(help=f"{_listed(METHODS | STAGED)}. [default: maskbooster]")] = None,
     model: Annotated[str | None, typer.Option(help=f"{_listed(MODELS)}. [default: mask_rcnn]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
+    unlabelled: Annotated[
+        list[Path] | None, typer.Option(help="Folder or COCO file of unlabelled images; may be given several times.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -56,9 +59,9 @@ def train(
             raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
         else:
             named = [f"{key}={value}" for key, value in _named(method, model, steps) if value is not None]
-            summary = run_train(
-                data, out, config=config, overrides=[*named, *(overrides or ())], on_progress=on_progress
-            )
+            sources = {"data": {"unlabelled": [str(path.absolute()) for path in unlabelled]}} if unlabelled else {}
+            told = [*named, *(overrides or ())]
+            summary = run_train(data, out, config=config, settings=sources, overrides=told, on_progress=on_progress)
     say(as_json, summary.to_json(), summary.to_text())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -236,6 +237,11 @@ class AnnotationStore:
             objects=tuple(record for record in records if not record.crowd),
             crowd_boxes_xyxy=np.stack(crowds) if crowds else np.zeros((0, 4)),
         )
+
+    def paths(self) -> Iterator[Path]:
+        """The image files, in order."""
+        for index in range(len(self)):
+            yield self.images / self._pack[index]["image"]["file_name"]
 
     def _exhaustive(self, flag: int) -> bool:
         if flag & (EXHAUSTIVE | PARTIAL):

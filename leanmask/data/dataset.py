@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from leanmask.config import AugmentConfig, DataConfig
-from leanmask.data.coco import AnnotationStore, ImageRecord
+from leanmask.data.coco import ImageRecord
 from leanmask.data.views.augment import check_augment, fitted_frame, random_frame, strong_view
 from leanmask.data.views.canvas import Exif, UnreadableImage, image_size, read_canvas
 from leanmask.data.views.copy_paste import Scene, can_be_pasted, paste
@@ -46,10 +46,18 @@ class Sample:
     skipped: tuple[str, ...] = ()
 
 
+class ImageSource(Protocol):
+    """What images are read from: an `AnnotationStore`, several, or files that nobody annotated."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ImageRecord: ...
+
+
 class TrainDataset(Dataset[Sample]):
     """The endless stream of augmented images. Every epoch is a permutation of all images, by seed and epoch."""
 
-    def __init__(self, store: AnnotationStore, data: DataConfig, augment: AugmentConfig, seed: int) -> None:
+    def __init__(self, store: ImageSource, data: DataConfig, augment: AugmentConfig, seed: int) -> None:
         """Raises DataError for a store without images, ConfigError where CopyPaste has no mask to paste or a range of
         `augment` is empty."""
         if len(store) == 0:
@@ -110,14 +118,6 @@ class TrainDataset(Dataset[Sample]):
         return int(rng.choice(others)) if len(others) else None
 
 
-class ImageSource(Protocol):
-    """What images are read from: an `AnnotationStore`, or files that nobody annotated."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> ImageRecord: ...
-
-
 class EvalDataset(Dataset[Sample]):
     """Images in order, without augmentation, each fitted into the canvas's top left corner. every: 2 = each second."""
 
@@ -163,7 +163,7 @@ def _files(failures: Sequence[UnreadableImage]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(failure.path for failure in failures))
 
 
-def _record(store: AnnotationStore, index: int) -> ImageRecord:
+def _record(store: ImageSource, index: int) -> ImageRecord:
     try:
         return store[index]
     except UnreadableImage:
@@ -193,6 +193,6 @@ def _channels_first(pixels: ByteArray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _images_with_masks(store: AnnotationStore) -> IntArray:
+def _images_with_masks(store: ImageSource) -> IntArray:
     found = [index for index in range(len(store)) if any(map(can_be_pasted, _record(store, index).objects))]
     return np.array(found, dtype=np.int64)
