@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "leanmask"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What a room may import of the package, besides itself. Everything else points up or sideways.
-BASE = {"errors", "geometry", "masks", "records", "config", "costs", "distributed"}
+BASE = {"errors", "geometry", "masks", "records", "config", "costs", "distributed", "processes"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "geometry": {"errors"},
@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "costs": {"errors"},
     "distributed": set(),
+    "processes": set(),
     "data": BASE,
     "labels": BASE,
     "models": BASE,

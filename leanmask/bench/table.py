@@ -24,6 +24,7 @@ from leanmask.data.coco import write_json
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import SplitOptions, split
 from leanmask.errors import ConfigError, suggest
+from leanmask.processes import end_with_parent
 from leanmask.reports.tables import Table, benchmark_table
 from leanmask.run import resume, train
 from leanmask.session import OnStep
@@ -212,6 +213,7 @@ _NEWS: list[Any] = []  # of a worker process: the queue to its parent
 
 def _listen(news: Any) -> None:
     _NEWS.append(news)
+    end_with_parent()  # a training saves and goes on to the next row when it is asked to stop
 
 
 def _run_and_tell(number: int, task: Task) -> Row:

@@ -9,11 +9,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
-import os
 import pickle
 import signal
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from leanmask.data.dataset import EvalDataset, Sample, TrainDataset, assemble, collate
 from leanmask.errors import ConfigError, DataError, LeanmaskError
+from leanmask.processes import end_with_parent
 from leanmask.records import Batch, Views
 
 Job = tuple[Sequence[int], ...]  # for every data set, the positions of its samples in one batch
 _PREFETCHED = 2  # batches that a loader process makes ahead
-_ORPHAN_CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -186,11 +183,4 @@ def _start_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; the main one saves, ends, and takes its loaders with it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after a parent that was killed: half a batch in its pipe would keep it waiting."""
-    while os.getppid() == parent:
-        time.sleep(_ORPHAN_CHECK_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)
+    end_with_parent()  # half a batch in the pipe of a parent that was killed would keep it waiting
