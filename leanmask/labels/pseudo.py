@@ -1,0 +1,84 @@
+"""From a teacher's soft masks to what a student's target carries: crops on the network's canvas.
+
+Letters: N masks, S cells along one side of a grid, H W rows and columns of the canvas, h w those of one crop. Per-pixel
+weights at the same regions come from `labels.weigh`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leanmask.masks import Crops, Grids
+
+
+@dataclass(frozen=True, eq=False)
+class _Lines:
+    """Where N grids lie along one axis, whole pixels: `start` and `length` (N,) of the pasted grid with one blank cell
+    on either side, and the part `first` to `last` of it that is kept.
+    """
+
+    start: Tensor
+    length: Tensor
+    first: Tensor
+    last: Tensor
+
+
+def to_crops(masks: Grids | Crops, canvas: tuple[int, int], floor: float = 0.01) -> Crops:
+    """Soft masks as float32 probability crops of a canvas (H, W), never more than box size each.
+
+    Grids are pasted over their boxes as `masks.to_rles` does it (one blank cell around, bilinear, box rounded down to
+    whole pixels) and cut at the canvas; margins in which no cell reaches `floor` are left out. A mask that has no such
+    cell, lies off the canvas or whose box is unknown (NaN) does not exist (region of size 0). Crops stay as they are.
+    """
+    if isinstance(masks, Crops):
+        return Crops(masks.data.float(), masks.regions)
+    values = masks.values.float()
+    rows, columns = values.shape[1:]
+    reached = values >= floor
+    reached = reached & masks.boxes.isfinite().all(1)[:, None, None]
+    x0, y0, x1, y1 = masks.boxes.float().nan_to_num().unbind(1)
+    down = _lines((y0, y1), reached.any(2), canvas[0])
+    across = _lines((x0, x1), reached.any(1), canvas[1])
+    sizes = torch.stack([across.first, down.first, across.last - across.first, down.last - down.first], 1)
+    regions = torch.where((sizes[:, 2:] > 0).all(1, keepdim=True), sizes, 0)
+    crops = []
+    with torch.autocast(values.device.type, enabled=False):
+        for index, (left, top, width, height) in enumerate(regions.tolist()):
+            vertical = _hat(down, index, (top, height), rows)
+            horizontal = _hat(across, index, (left, width), columns)
+            crops.append((vertical @ values[index] @ horizontal.T).clamp(max=1.0))
+    return Crops.join(crops, regions, like=values.reshape(-1))
+
+
+def binary(crops: Crops, threshold: float = 0.5) -> Crops:
+    """The masks themselves: uint8, 1 where the probability is above `threshold`, at the same regions."""
+    return Crops((crops.data > threshold).to(torch.uint8), crops.regions)
+
+
+def _lines(edges: tuple[Tensor, Tensor], reached: Tensor, limit: int) -> _Lines:
+    """edges: (N,) low and high side of each box. reached: (N, S) bool cells to keep. limit: the canvas ends there."""
+    low, high = edges
+    cells = reached.shape[1]
+    centre, reach = (low + high) * 0.5, (high - low) * 0.5 * ((cells + 2) / cells)
+    start = (centre - reach).long()  # towards zero, as torchvision does
+    length = ((centre + reach).long() - start + 1).clamp(min=1)
+    number = torch.arange(cells, device=low.device)
+    per_cell = length / (cells + 2)
+    # A cell reaches half a cell beyond its own sides; with the blank one before it, cell i begins at i + 1.
+    begin = torch.where(reached, number, cells).amin(1) + 0.5
+    end = torch.where(reached, number, -1).amax(1) + 2.5
+    first = torch.maximum(start + (begin * per_cell).floor().long(), start.clamp(min=0))
+    last = torch.minimum(start + (end * per_cell).ceil().long(), (start + length).clamp(max=limit))
+    some = reached.any(1)
+    return _Lines(start, length, torch.where(some, first, 0), torch.where(some, last, 0))
+
+
+def _hat(lines: _Lines, index: int, part: tuple[int, int], cells: int) -> Tensor:
+    """(n, S) bilinear weights of the cells for the n pixels of `part` (first, n); the blank cells have none."""
+    pixel = torch.arange(part[0], part[0] + part[1], device=lines.start.device)
+    position = (pixel - lines.start[index] + 0.5) * ((cells + 2) / lines.length[index]) - 0.5
+    cell = torch.arange(1, cells + 1, device=pixel.device)
+    return (1 - (position.clamp(0, cells + 1)[:, None] - cell).abs()).clamp(min=0)
