@@ -97,6 +97,9 @@ class TrainConfig(Frozen):
     unlabelled_batch_size: int | None = Field(
         None, ge=1, description="unlabelled images per update of methods that want them; null = as many as labelled"
     )
+    teacher_weights: str | None = Field(
+        None, description="weights file (.safetensors) that the teacher starts as; null = a copy of the student"
+    )
     accumulate: int = Field(1, ge=1, description="gradient accumulation: forward passes per update")
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"

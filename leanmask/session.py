@@ -18,6 +18,7 @@ from leanmask.data.dataset import EvalDataset, ImageSource, TrainDataset
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.loader import BatchSizes, StepLoader, evaluation_batches
 from leanmask.data.unlabelled import ImagePool, open_pool, require_apart, unlabelled_sources
+from leanmask.engine.checkpoint import fit_weights, load_weights
 from leanmask.engine.job import Evaluated, Job, TrainResult
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import train as run_job
@@ -91,6 +92,9 @@ class Session:
         self.loader = self._loader()
         self.student: Model = config.build_model(len(self.classes))
         self.teacher = Teacher(self.student)
+        if config.train.teacher_weights is not None:
+            path = Path(config.train.teacher_weights)
+            fit_weights(self.teacher.model, load_weights(path)[0], path)
         self.metrics: dict[str, dict[str, float]] = {}
         self._on_progress: OnStep | None = None
 

@@ -21,8 +21,9 @@ from leanmask.data.layout import locate
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import DataError, LeanmaskError, RunError
 from leanmask.inference import load
+from leanmask.methods import METHODS
 from leanmask.methods.base import PseudoMaskStage, Stage, TrainStage
-from leanmask.pseudo import DATA_FILE, PseudoJob, finish_pseudo_masks, make_pseudo_masks
+from leanmask.pseudo.masks import DATA_FILE, PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.session import OnStep, TrainSummary
 from leanmask.settings import RunConfig, resolve
@@ -72,6 +73,11 @@ class StagedRun:
         settings = self.config.model_dump(mode="json")
         settings["method"] = {}
         settings = merge(merge(settings, dict(stage.settings)), {"data": {"path": data}})
+        if not METHODS[settings["method"]["name"]].uses_unlabelled:
+            settings = merge(settings, {"data": {"unlabelled": []}, "train": {"unlabelled_batch_size": None}})
+        if stage.teacher is not None:
+            weights = self.stage_folder(stage.teacher).absolute() / "best.safetensors"
+            settings = merge(settings, {"train": {"teacher_weights": str(weights)}})
         folder, report = self.stage_folder(stage.name), self._reporter(stage)
         return self.train_one(resolve(settings), folder, report, self._write_folder)
 
@@ -108,6 +114,8 @@ class StagedRun:
 
     def _require_something_to_learn(self) -> None:
         """Masks can only be learned from masks or classified points; better said before hours of training."""
+        if not any(isinstance(stage, PseudoMaskStage) for stage in self.stages):
+            return
         data = self.config.data
         files = locate(data.path).get(data.train_split)
         if files is None or files.annotations is None:

@@ -21,7 +21,7 @@ from leanmask.data.views.augment import fitted_frame
 from leanmask.data.views.targets import place
 from leanmask.errors import ConfigError, DataError
 from leanmask.inference import evaluate, load
-from leanmask.pseudo import PseudoJob, finish_pseudo_masks, make_pseudo_masks
+from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.page import write_report
 from leanmask.run import resume, train
 from leanmask.session import TrainSummary
@@ -110,7 +110,7 @@ def test_labelling_goes_on_where_it_was_killed(staged: TrainSummary, pointed: Pa
     jobs = [PseudoJob(locate(pointed), "train", provenance, rank, 2) for rank in (0, 1)]
     for job in jobs:
         make_pseudo_masks(loaded, job, tmp_path)
-    part = tmp_path / "masks-1-of-2.jsonl"
+    part = tmp_path / "share-1-of-2.jsonl"
     lines = part.read_text().splitlines(keepends=True)
     part.write_text("".join(lines[:left]) + lines[left][: len(lines[left]) // 2])
     make_pseudo_masks(loaded, jobs[0], tmp_path)

@@ -85,12 +85,14 @@ class Method(ABC):
 @dataclass(frozen=True)
 class TrainStage:
     """One training. settings: on top of the run's own, its method among them. data: the earlier stage whose data set it
-    learns from, None = the user's.
+    learns from, None = the user's. teacher: the earlier stage whose best network the teacher starts as, None = a copy
+    of the student.
     """
 
     name: str
     settings: Mapping[str, Any]
     data: str | None = None
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

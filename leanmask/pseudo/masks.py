@@ -4,7 +4,6 @@ network's mask. What it writes is an ordinary COCO data set that a person can op
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ from leanmask.data.files import read_json, write_atomically, write_json
 from leanmask.data.layout import SplitFiles
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.views.augment import fitted_frame
-from leanmask.errors import RunError
 from leanmask.evaluation.pseudo_quality import PseudoImage, pseudo_quality
 from leanmask.inference import Loaded
 from leanmask.labels.boxes import boxes_without_mask
 from leanmask.labels.masks import mask_certainty
 from leanmask.masks import Grids, Rles, to_rles
+from leanmask.pseudo.shares import Shares
 from leanmask.records import Instances, Views
 
 OnProgress = Callable[[int, int], None]
@@ -47,28 +46,22 @@ class PseudoJob:
     rank: int = 0
     world: int = 1
 
+    def shares(self, out: Path) -> Shares:
+        return Shares(out, self.rank, self.world)
+
 
 def make_pseudo_masks(loaded: Loaded, job: PseudoJob, out: Path, on_progress: OnProgress | None = None) -> None:
     """Predict this process's share of the masks into `out`, image by image; goes on where it was killed."""
-    store = _store(loaded, job)
-    dataset = EvalDataset(store, loaded.config.data)
-    out.mkdir(parents=True, exist_ok=True)
-    path = _part(out, job.rank, job.world)
-    done = _complete_lines(path)
+    dataset = EvalDataset(_store(loaded, job), loaded.config.data)
+    shares = job.shares(out)
+    done = shares.done()
     batches = evaluation_batches(
         dataset, loaded.config.evaluation.batch_size, job.rank, job.world, loaded.config.data.workers, skip=done
     )
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            for views in batches:
-                for rows in predict_masks(loaded, views):
-                    file.write(json.dumps(rows) + "\n")
-                    done += 1
-                file.flush()
-                if on_progress:
-                    on_progress(done * job.world, len(dataset))
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; what is there is kept, resume when it can") from None
+    for count in shares.append(predict_masks(loaded, views) for views in batches):
+        done += count
+        if on_progress:
+            on_progress(min(done * job.world, len(dataset)), len(dataset))
 
 
 def predict_masks(loaded: Loaded, views: Views) -> Iterator[Rows]:
@@ -97,10 +90,8 @@ def finish_pseudo_masks(loaded: Loaded, job: PseudoJob, out: Path) -> dict[str, 
     quality. The file data.yaml is written last: a folder that has it is complete.
     """
     rows: Rows = {}
-    parts = [_part(out, rank, job.world) for rank in range(job.world)]
-    for part in parts:
-        for line in part.read_text(encoding="utf-8").splitlines():
-            rows |= {int(key): fields for key, fields in json.loads(line).items()}
+    for image in job.shares(out).read():
+        rows |= {int(key): fields for key, fields in image.items()}
     files = job.splits[job.train]
     assert files.annotations is not None
     content = read_json(files.annotations)
@@ -117,8 +108,7 @@ def finish_pseudo_masks(loaded: Loaded, job: PseudoJob, out: Path) -> dict[str, 
         write_json(out / QUALITY_FILE, quality, overwrite=True)
     text = yaml.safe_dump({"splits": _named_splits(job, out)}, sort_keys=False, allow_unicode=True)
     write_atomically(out / DATA_FILE, text.encode(), overwrite=True)
-    for part in parts:
-        part.unlink()
+    job.shares(out).remove()
     return quality
 
 
@@ -126,22 +116,6 @@ def _store(loaded: Loaded, job: PseudoJob) -> AnnotationStore:
     files = job.splits[job.train]
     unannotated = loaded.config.data.unannotated
     return AnnotationStore.open(files.annotations, files.images, unannotated=unannotated, classes=loaded.classes)
-
-
-def _part(out: Path, rank: int, world: int) -> Path:
-    return out / f"masks-{rank + 1}-of-{world}.jsonl"
-
-
-def _complete_lines(path: Path) -> int:
-    """How many images a share holds; what a kill left of a line is cut off."""
-    if not path.is_file():
-        return 0
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        with path.open("r+b") as file:
-            file.truncate(end)
-    return content.count(b"\n")
 
 
 def _plain(rle: dict[str, Any]) -> dict[str, Any]:
