@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from leanmask.data.splits import split
     from leanmask.doctor import doctor
     from leanmask.inference import evaluate, load, predict
+    from leanmask.pseudo.images import pseudo
     from leanmask.reports.page import write_report
+    from leanmask.reports.review import write_review
     from leanmask.run import resume, train
     from leanmask.spending import budget
 
@@ -29,11 +31,13 @@ _HOME = {
     "evaluate": "leanmask.inference",
     "load": "leanmask.inference",
     "predict": "leanmask.inference",
+    "pseudo": "leanmask.pseudo.images",
     "resume": "leanmask.run",
     "split": "leanmask.data.splits",
     "train": "leanmask.run",
     "write_digits": "leanmask.data.digits",
     "write_report": "leanmask.reports.page",
+    "write_review": "leanmask.reports.review",
 }
 
 __all__ = [
@@ -44,11 +48,13 @@ __all__ = [
     "evaluate",
     "load",
     "predict",
+    "pseudo",
     "resume",
     "split",
     "train",
     "write_digits",
     "write_report",
+    "write_review",
 ]
 
 

@@ -64,7 +64,7 @@ def test_unknown_names_are_refused(options: BenchOptions) -> None:
     with pytest.raises(DataError, match="sparse"):
         bench("sparce-1", options)
     with pytest.raises(ConfigError, match="no benchmark table"):
-        bench("semi-5", options)
+        bench("boxes", options)
     with pytest.raises(ConfigError, match=r"unknown option split.pont_noise; did you mean 'point_noise'"):
         bench("points-10", dataclasses.replace(options, arms=("points",), overrides=("split.pont_noise=0.1",)))
 

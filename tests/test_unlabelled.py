@@ -42,13 +42,13 @@ def test_a_semi_split_brings_its_own(semi: Path) -> None:
     require_apart(pool, stores(semi))
 
 
-def test_several_sources_follow_each_other(semi: Path, tmp_path: Path) -> None:
+def test_several_sources_follow_each_other(semi: Path, digits: Path, tmp_path: Path) -> None:
     folder = tmp_path / "more"
     folder.mkdir()
     for number, path in enumerate(list(pool_of(semi).paths())[:3]):
         shutil.copy(path, folder / f"{number}.png")
-    pool = pool_of(semi, folder, semi / "annotations" / "instances_unlabelled.json", folder)
-    assert len(pool) == 3 + 12 + 3
+    pool = pool_of(semi, folder, digits / "annotations" / "instances_tune.json", folder)
+    assert len(pool) == 3 + 4 + 3
     names = [pool[index].path.name for index in range(len(pool))]
     assert names[:3] == names[-3:] == ["0.png", "1.png", "2.png"]
     assert names == [path.name for path in pool.paths()]
@@ -90,6 +90,12 @@ def test_known_images_are_found_by_path_and_by_content(digits: Path, tmp_path: P
     shutil.copy(first, tmp_path / "copy" / "b.png")
     with pytest.raises(DataError, match=f"b.png has the same content as .*{first.name}, one of the {purpose} images"):
         require_apart(pool_of(digits, tmp_path / "copy"), known)
+
+
+def test_a_file_whose_images_are_elsewhere(digits: Path, tmp_path: Path) -> None:
+    shutil.copy(digits / "annotations" / "instances_tune.json", tmp_path / "pool.json")
+    with pytest.raises(DataError, match=r"the images of .*pool.json are not in"):
+        pool_of(digits, tmp_path / "pool.json")
 
 
 def test_files_of_equal_size_are_told_apart(digits: Path, tmp_path: Path) -> None:

@@ -58,6 +58,24 @@ POINTS: dict[str, Arm] = {
     "full": SPARSE["full"],
 }
 
+# semi-P. What corrects categories here has seen real handwriting that neither train nor val uses: outside knowledge.
+JUDGE = "python:leanmask.bench.handwriting:judge"
+
+
+def _pldc(**settings: Any) -> dict[str, Any]:
+    return {"method": {"name": "pldc", "judge": JUDGE, **settings}}
+
+
+SEMI: dict[str, Arm] = {
+    "baseline": Arm({"method": {"name": "supervised"}}),
+    "pldc": Arm(_pldc()),
+    "no_thresholds": Arm(_pldc(filter="coupled")),
+    "no_correction": Arm(_pldc(judge=None)),
+    "no_uncertainty": Arm(_pldc(pixel_weight="none")),
+    "guided_distillation": Arm({"method": {"name": "guided_distillation"}}),
+    "full": SPARSE["full"],
+}
+
 # CopyPaste where masks are rarest, as in the paper (COCO 0.1 %), in every arm but the plain baseline.
 RAREST_PERCENT = 0.4
 COPY_PASTE = {"augment": {"copy_paste_probability": 0.5}}
@@ -70,9 +88,11 @@ def arms_of(protocol: str) -> dict[str, Arm]:
         return {"full": SPARSE["full"]}
     if parsed.kind == "points":
         return POINTS
+    if parsed.kind == "semi":
+        return SEMI
     if parsed.kind != "sparse":
         raise ConfigError(
-            f"no benchmark table for '{protocol}'; there are sparse-R, points-N (points-10, ...) and full"
+            f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P and full"
         )
     if parsed.amount > RAREST_PERCENT:
         return SPARSE

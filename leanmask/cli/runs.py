@@ -16,7 +16,10 @@ from leanmask.inference import evaluate as run_evaluate
 from leanmask.inference import predict as run_predict
 from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
+from leanmask.pseudo.images import PseudoOptions
+from leanmask.pseudo.images import pseudo as write_pseudo
 from leanmask.reports.page import write_report
+from leanmask.reports.review import write_review
 from leanmask.reports.tables import class_table, render_rich
 from leanmask.run import resume as run_resume
 from leanmask.run import train as run_train
@@ -101,6 +104,27 @@ def predict(
     with progress("predicting", as_json) as on_progress:
         summary = run_predict(run, images, out, PredictOptions(score=score, overlays=overlays), on_progress=on_progress)
     say(as_json, summary.to_json(), summary.to_text())
+
+
+@app.command(epilog="Example: leanmask pseudo runs/a photos --out pseudo.json --review review.html")
+def pseudo(
+    run: Annotated[Path, typer.Argument(help="Run folder or weights file.")],
+    images: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    out: Annotated[Path, typer.Option(help="COCO file to write; must not exist yet.")],
+    class_quality: Annotated[float, typer.Option(min=0, max=1, help="Least probability of the class.")] = 0.5,
+    mask_quality: Annotated[float, typer.Option(min=0, max=1, help="Least mean probability inside the mask.")] = 0.8,
+    polygons: Annotated[bool, typer.Option("--polygons", help="Masks as polygons instead of RLE.")] = False,
+    review: Annotated[Path | None, typer.Option(help="Also write a page that shows the least certain first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Label images nobody labelled: a COCO file with class and mask quality, accepted as training data."""
+    options = PseudoOptions(class_quality=class_quality, mask_quality=mask_quality, polygons=polygons)
+    with progress("labelling", as_json) as on_progress:
+        summary = write_pseudo(run, images, out, options, on_progress=on_progress)
+    if review is not None:
+        write_review(out, review)
+    text = summary.to_text() + (f"\nreview page: {review}" if review else "")
+    say(as_json, summary.to_json(), text)
 
 
 @app.command(epilog="Example: leanmask report runs/baseline runs/maskbooster --out report.html")

@@ -24,8 +24,10 @@ class Photos:
     classes: ClassMap
 
     @staticmethod
-    def find(images: Sequence[str | Path], classes: ClassMap) -> Photos:
-        """Image files, and all images below folders. Raises DataError for what does not exist or is no image."""
+    def find(images: Sequence[str | Path], classes: ClassMap, lenient: bool = False) -> Photos:
+        """Image files, and all images below folders. Raises DataError for what does not exist or is no image; with
+        `lenient`, files that are no images stay in and fail when they are read.
+        """
         paths: list[Path] = []
         for item in map(Path, images):
             if not item.exists():
@@ -34,7 +36,7 @@ class Photos:
             paths += inside if item.is_dir() else [item]
         if not paths:
             raise DataError(f"no images in {', '.join(map(str, images))}")
-        return Photos(tuple(paths), tuple(_stored_size(path) for path in paths), classes)
+        return Photos(tuple(paths), tuple(_stored_size(path, lenient) for path in paths), classes)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,9 +56,11 @@ class Photos:
         return {"images": rows, "categories": [{"id": key, "name": name} for key, name in names]}
 
 
-def _stored_size(path: Path) -> tuple[int, int]:
+def _stored_size(path: Path, lenient: bool) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
+        if lenient:
+            return 1, 1
         raise DataError(f"{path} is not an image that can be read: {error}") from None

@@ -10,7 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 from leanmask.data.coco import AnnotationStore, ClassMap, ImageRecord
@@ -18,6 +18,7 @@ from leanmask.data.layout import SplitFiles, locate_unlabelled
 from leanmask.errors import DataError
 
 CHUNK_BYTES = 1 << 20
+LOOKED_AT = 20  # files of a source; if none of them is there, the folder is wrong
 SPLIT = "unlabelled"  # the split that a data set may have for them
 
 
@@ -56,12 +57,17 @@ def unlabelled_sources(named: Sequence[str], splits: Mapping[str, SplitFiles]) -
 
 
 def open_pool(sources: Sequence[SplitFiles], classes: ClassMap) -> ImagePool:
-    """Open the images of all sources. Raises DataError for a source without images and for an image that is in twice by
-    path.
-    """
+    """Open the images of all sources. Raises DataError for a source without images, or whose images are nowhere."""
     stores = tuple(
         AnnotationStore.open(files.annotations, files.images, classes=classes, only_images=True) for files in sources
     )
+    for files, store in zip(sources, stores, strict=True):
+        looked_at = list(islice(store.paths(), LOOKED_AT))
+        if not any(path.is_file() for path in looked_at):
+            raise DataError(
+                f"the images of {files.annotations or files.images} are not in {files.images}: looked for "
+                f"{looked_at[0].name}; name the folder of the images, or put the file beside it"
+            )
     return ImagePool(stores)
 
 

@@ -3,15 +3,19 @@ when it consists of several trainings.
 """
 
 from leanmask.methods.base import Method, StagedMethod
+from leanmask.methods.guided_distillation import GuidedDistillation
 from leanmask.methods.maskbooster import MaskBooster
+from leanmask.methods.pldc import PLDC
 from leanmask.methods.self_training import SelfTraining
 from leanmask.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "maskbooster": MaskBooster,
+    "pldc": PLDC,
 }
 
 STAGED: dict[str, type[StagedMethod]] = {
     "self_training": SelfTraining,
+    "guided_distillation": GuidedDistillation,
 }

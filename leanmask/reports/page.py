@@ -54,7 +54,7 @@ def write_report(
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists already and is not overwritten; choose another --out or move it away")
     summaries = [read_run(training) for run in runs for training in trainings(Path(run))]
-    _write_atomically(out, render(summaries, title, choice))
+    write_page(out, render(summaries, title, choice))
     return out
 
 
@@ -201,8 +201,8 @@ def _best_note(run: RunSummary) -> str | None:
     )
 
 
-def _write_atomically(out: Path, text: str) -> None:
-    """The file appears whole or not at all."""
+def write_page(out: Path, text: str) -> None:
+    """The file appears whole or not at all. Raises RunError."""
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -211,4 +211,4 @@ def _write_atomically(out: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write the report {out}: {error.strerror}") from None
+        raise RunError(f"cannot write {out}: {error.strerror}") from None

@@ -143,7 +143,7 @@ def panoptic_quality(predicted: Rows, truth: Rows, crowds: Rows, width: int, hei
 
 def read_truth(path: Path) -> Truth:
     """Read a COCO file. Raises DataError when it is none."""
-    content = _read_json(path)
+    content = read_json(path)
     try:
         images = {image["id"]: image for image in content["images"]}
         names = {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
@@ -157,7 +157,8 @@ def read_truth(path: Path) -> Truth:
     return Truth(images, objects, crowds, names)
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises DataError."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -167,7 +168,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_results(path: Path, threshold: float, truth: Truth) -> dict[Any, Rows]:
-    rows = _read_json(path)
+    rows = read_json(path)
     by_image: dict[Any, Rows] = defaultdict(list)
     known = not rows
     try:

@@ -1,0 +1,216 @@
+"""PL-DC: a few labelled images and many unlabelled ones (Lin et al. 2025; sections 3.2 to 3.4), around any model.
+
+    weak view of unlabelled images -> teacher -> class quality and mask quality, each with its own threshold   (DDTF)
+                                              -> category, fused with what an outside judge says               (DICC)
+                                              -> mask, every pixel weighted by the teacher's certainty         (PMUA)
+    strong views -> student -> losses of the labels + unlabelled_weight * losses of the pseudo-labels
+    burn-in on labels alone, then teacher := student, then EMA
+
+Every part is a setting, which makes the ablation table: `filter=coupled`, `judge=null`, `pixel_weight=none`,
+`unlabelled_weight=0`. A batch without a single pseudo-object teaches nothing, as in the published code: it would only
+say background.
+
+Beyond the paper. `doubtful`: what the teacher half believes in is neither object nor background; published, everything
+below the thresholds is background (`doubtful=1`). `most_pseudo`: more pseudo-objects per image than so many times the
+labelled rate lower their weight in proportion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from leanmask.labels.correct import CategoryJudge, fuse
+from leanmask.labels.judges import load_judge
+from leanmask.labels.pseudo import binary, to_crops
+from leanmask.labels.select import (
+    AdaptiveThresholds,
+    Qualities,
+    ThresholdRange,
+    Thresholds,
+    coupled,
+    decoupled,
+    measure,
+)
+from leanmask.labels.weigh import boundary_weights, certainty_weights, correction_weight
+from leanmask.masks import Crops, Grids
+from leanmask.methods.base import EmaConfig, Method, StepLosses, TrainingFacts
+from leanmask.models.base import Model
+from leanmask.records import Batch, Instances, Supervision, Target, Views
+
+
+class PLDCConfig(EmaConfig):
+    """Pseudo-labels for unlabelled images: class and mask are trusted apart, categories corrected, pixels doubted."""
+
+    name: Literal["pldc"] = "pldc"
+    ema_keep: float = Field(0.9996, ge=0, lt=1, description="share of the teacher kept at each update (0.9996: PL-DC)")
+    burn_in_fraction: float = Field(
+        0.2, ge=0, lt=1, description="share of the training on labels alone; published 0.05 of a very long one"
+    )
+    frozen_fraction: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training before which the teacher does not follow; see guided_distillation",
+    )
+    unlabelled_weight: float = Field(1.0, ge=0, description="weight of the losses of pseudo-labels")
+    filter: Literal["decoupled", "coupled", "adaptive"] = Field(
+        "decoupled",
+        description="a threshold each for class and mask; one for their product; one per class that follows",
+    )
+    class_quality: float = Field(0.85, ge=0, le=1, description="least class probability of a pseudo-object")
+    mask_quality: float = Field(0.9, ge=0, le=1, description="least mean probability inside its mask")
+    coupled_quality: float = Field(0.765, ge=0, le=1, description="filter=coupled: least product of the two")
+    area_px: int = Field(5, ge=0, description="a pseudo-mask is larger than this, pixels of the network's input")
+    doubtful: float = Field(
+        0.3, ge=0, le=1, description="from this class probability on, what is not kept is no background either; ours"
+    )
+    pixel_weight: Literal["uncertainty", "boundary", "none"] = Field(
+        "uncertainty", description="of the pseudo-masks' pixels: the teacher's certainty, or Noisy Boundaries' map"
+    )
+    judge: str | None = Field(
+        None, description="who corrects categories: clip:MODEL, open_clip:MODEL/WEIGHTS, or python:module:function"
+    )
+    judge_descriptions: str | None = Field(
+        None, description="YAML or JSON file {class name: [sentences]} for CLIP; null = the class names"
+    )
+    judge_share: float = Field(0.5, ge=0, le=1, description="the judge's share right after burn-in; falls to 0")
+    most_pseudo: float = Field(
+        3.0, gt=0, description="pseudo-objects per image, in labelled rates, above which their weight falls; ours"
+    )
+
+
+class PLDC(Method):
+    """Semi-supervised training with an EMA teacher whose pseudo-labels are filtered, corrected and doubted apart."""
+
+    Config = PLDCConfig
+    config: PLDCConfig
+    uses_unlabelled = True
+
+    def __init__(self, config: PLDCConfig, facts: TrainingFacts) -> None:
+        super().__init__(config, facts)
+        self.burn_in = round(config.burn_in_fraction * facts.total_steps)
+        self.frozen = round(config.frozen_fraction * facts.total_steps)
+        self.judge: CategoryJudge | None = None
+        if config.judge:
+            self.judge = load_judge(config.judge, facts.class_names, config.judge_descriptions)
+        self.fixed = Thresholds(config.class_quality, config.mask_quality, config.area_px)
+        self.adaptive: AdaptiveThresholds | None = None
+        if config.filter == "adaptive":
+            limits = ThresholdRange(
+                (0.8 * config.class_quality, config.class_quality), (0.8 * config.mask_quality, config.mask_quality)
+            )
+            self.adaptive = AdaptiveThresholds(facts.objects_per_class, config.ema_keep, limits)
+
+    def losses(self, student: Model, teacher: Model, batch: Batch, step: int) -> StepLosses:
+        views, unlabelled = batch.labelled, batch.unlabelled
+        losses, _ = student(views.strong, views.targets)
+        if step < self.burn_in or unlabelled is None or self.config.unlabelled_weight == 0:
+            return StepLosses(losses, {"pseudo_objects": 0.0})
+        targets, counts = self.pseudo_targets(teacher, unlabelled, step)
+        weight = self.config.unlabelled_weight * self.restraint(float(counts["pseudo_objects"]))
+        learned, _ = student(unlabelled.strong, targets)
+        losses |= {name.replace("loss_", "loss_unlabelled_"): weight * loss for name, loss in learned.items()}
+        return StepLosses(losses, counts)
+
+    def momentum(self, step: int) -> float:
+        """Frozen, then a copy of the student at the end of burn-in, then the EMA."""
+        start = max(self.burn_in, self.frozen)
+        if step + 1 < self.frozen:
+            return 1.0
+        return 0.0 if step + 1 == start else super().momentum(step)
+
+    @torch.no_grad()
+    def pseudo_targets(self, teacher: Model, views: Views, step: int) -> tuple[list[Target], dict[str, Tensor | float]]:
+        """What the teacher says of the weak views, as targets of the strong ones, and numbers for the journal."""
+        found = teacher.predict(views.weak, [frame.content_box for frame in views.frames])
+        qualities = [measure(instances) for instances in found]
+        self.follow(found, qualities)
+        kept = [self.keeps(instances, quality) for instances, quality in zip(found, qualities, strict=True)]
+        found = self.correct(views.weak, found, kept, step)
+        canvas = (int(views.weak.shape[-2]), int(views.weak.shape[-1]))
+        targets = [
+            self.target(instances, keep, quality, canvas)
+            for instances, keep, quality in zip(found, kept, qualities, strict=True)
+        ]
+        scores = torch.cat([quality.class_quality[keep] for quality, keep in zip(qualities, kept, strict=True)])
+        counts: dict[str, Tensor | float] = {"pseudo_objects": len(scores) / len(views)}
+        if len(scores):
+            counts["teacher_score"] = scores.mean()
+        return targets, counts
+
+    def keeps(self, instances: Instances, quality: Qualities) -> Tensor:
+        """(N,) bool: trusted enough to be an object (DDTF)."""
+        if self.config.filter == "coupled":
+            return coupled(quality, self.config.coupled_quality, self.config.area_px)
+        thresholds = self.fixed
+        if self.adaptive is not None:
+            thresholds = self.adaptive.thresholds(instances.categories, self.config.area_px)
+        return decoupled(quality, thresholds)
+
+    def follow(self, found: Sequence[Instances], qualities: Sequence[Qualities]) -> None:
+        """Let adaptive thresholds follow what the teacher predicts of all images."""
+        if self.adaptive is not None:
+            joined = [
+                torch.cat([getattr(each, name) for each in qualities])
+                for name in ("class_quality", "mask_quality", "area_px")
+            ]
+            self.adaptive.update(Qualities(*joined), torch.cat([instances.categories for instances in found]))
+
+    def correct(self, images: Tensor, found: list[Instances], kept: list[Tensor], step: int) -> list[Instances]:
+        """Categories of what is kept, fused with the judge's opinion, whose share falls to 0 (DICC)."""
+        share = 2 * self.config.judge_share * correction_weight(step, self.burn_in, self.facts.total_steps)
+        if self.judge is None or share == 0 or not any(bool(keep.any()) for keep in kept):
+            return found
+        chosen = [instances[keep] for instances, keep in zip(found, kept, strict=True)]
+        opinions = self.judge(images, chosen)
+        result = []
+        for instances, keep, opinion in zip(found, kept, opinions, strict=True):
+            assert instances.class_probabilities is not None
+            categories = instances.categories.clone()
+            fused = fuse(instances.class_probabilities[keep], opinion.to(images.device), share)
+            categories[keep] = fused.argmax(1) if len(fused) else categories[keep]
+            result.append(instances.replace(categories=categories))
+        return result
+
+    def target(self, instances: Instances, keep: Tensor, quality: Qualities, canvas: tuple[int, int]) -> Target:
+        """Kept objects with mask and pixel weights; doubtful ones with weight 0, which makes them no background."""
+        chosen = keep | (quality.class_quality >= self.config.doubtful)
+        some, trusted = instances[chosen], keep[chosen]
+        assert isinstance(some.masks, Grids | Crops), "predictions have soft masks"
+        crops = to_crops(some.masks, canvas)
+        pseudo = Instances(
+            boxes=some.boxes,
+            categories=some.categories,
+            supervision=torch.where(trusted, int(Supervision.MASK), int(Supervision.NONE)),
+            weights=trusted.float(),
+            masks=binary(crops),
+        )
+        weights = None
+        if self.config.pixel_weight != "none":
+            weights = certainty_weights(crops) if self.config.pixel_weight == "uncertainty" else boundary_weights(crops)
+        return Target(instances=pseudo, ignore=some.boxes[:0], pixel_weights=weights)
+
+    def restraint(self, pseudo_objects: float) -> float:
+        """Factor of the unlabelled loss for so many pseudo-objects per image: 0 for none, below 1 when they explode."""
+        if pseudo_objects == 0:
+            return 0.0
+        labelled = sum(self.facts.objects_per_class) / max(self.facts.labelled_images, 1)
+        return min(1.0, self.config.most_pseudo * labelled / pseudo_objects) if labelled else 1.0
+
+    def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances]:
+        """What the teacher would keep of these images, with its own categories."""
+        found = teacher.predict(views.weak, [frame.content_box for frame in views.frames])
+        return [instances[self.keeps(instances, measure(instances))] for instances in found]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values: the adaptive thresholds."""
+        return {"adaptive": self.adaptive.state_dict() if self.adaptive else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.adaptive is not None and state["adaptive"] is not None:
+            self.adaptive.load_state_dict(state["adaptive"])

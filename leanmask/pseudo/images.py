@@ -1,0 +1,218 @@
+"""Pseudo-labels for images that nobody labelled: objects that pass both thresholds, as a COCO file with qualities.
+
+Streams over any number of images with the memory of one batch, shared by any number of processes; killed and started
+again with the same arguments it goes on without loss or repetition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pycocotools import mask as coco_mask
+
+from leanmask.data.dataset import EvalDataset, Sample
+from leanmask.data.files import read_json, write_json
+from leanmask.data.loader import evaluation_batches
+from leanmask.data.photos import Photos
+from leanmask.engine.distributed import start_processes
+from leanmask.errors import DataError, RunError
+from leanmask.evaluation.predictions import image_results
+from leanmask.geometry import Frame
+from leanmask.inference import Loaded, load, weights_path
+from leanmask.labels.select import Thresholds, decoupled, measure
+from leanmask.pseudo.polygons import to_polygons
+from leanmask.pseudo.shares import Shares
+from leanmask.records import Instances, Target, Views
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PseudoOptions:
+    """Which predictions become pseudo-labels: least class_quality (probability of the class) and mask_quality (mean
+    probability inside the mask), both 0 to 1, and more than area_px pixels of the network's input. polygons: write
+    masks as polygons instead of RLE, for tools that want them. batch_size: images at a time.
+    """
+
+    class_quality: float = 0.5
+    mask_quality: float = 0.8
+    area_px: int = 5
+    polygons: bool = False
+    batch_size: int = 8
+
+
+@dataclass(frozen=True)
+class PseudoSummary:
+    """What was written. per_class: pseudo-objects by class name. skipped: files that could not be read."""
+
+    out: Path
+    images: int
+    objects: int
+    per_class: dict[str, int]
+    skipped: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "out": str(self.out), "skipped": list(self.skipped)}
+
+    def to_text(self) -> str:
+        found = ", ".join(f"{count} {name}" for name, count in self.per_class.items() if count)
+        lines = [f"{self.objects} pseudo-objects on {self.images} images ({found or 'none'}): {self.out}"]
+        if self.skipped:
+            more = f" and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
+            lines.append(f"{len(self.skipped)} files could not be read: {', '.join(self.skipped[:5])}{more}")
+        return "\n".join(lines)
+
+
+class ReadableOrBlank(EvalDataset):
+    """Images in order; one that cannot be read is a black canvas that names its file in `skipped`."""
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return super().__getitem__(index)
+        except DataError:
+            record = self.store[index * self.every]
+            side = self.side_px
+            return Sample(
+                weak=torch.zeros(3, side, side, dtype=torch.uint8),
+                strong=None,
+                target=Target(instances=Instances.empty(), ignore=torch.zeros(0, 4)),
+                frame=Frame((side, side), (side, side), (1.0, 1.0), (0.0, 0.0)),
+                image_id=record.id,
+                file=str(record.path),
+                skipped=(str(record.path),),
+            )
+
+
+def pseudo(
+    run: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    options: PseudoOptions = PseudoOptions(),
+    *,
+    on_progress: OnProgress | None = None,
+) -> PseudoSummary:
+    """Label images and folders of images with the best network of a run; writes the COCO file `out`.
+
+    Every object has score, class_quality, mask_quality and provenance; every image says `exhaustive: false`, so that in
+    training what was not found is no background, and an object counts as much as its score. Files that cannot be read
+    are left out and listed. Killed and called again with the same arguments, it goes on. Raises DataError for no images
+    at all, RunError when `out` exists or when unfinished work for `out` came from other arguments.
+    """
+    out, state = Path(out), start_processes()
+    if out.exists():
+        raise RunError(f"{out} exists already and is never overwritten; choose another name")
+    loaded = load(run, device=str(state.device))
+    photos = Photos.find(images, loaded.classes, lenient=True)
+    folder = out.with_name(f".{out.name}.parts")
+    if state.is_main_process:
+        _require_same_work(folder, _fingerprint(weights_path(Path(run)), photos, options))
+    state.wait_for_everyone()
+    shares = Shares(folder, state.process_index, state.num_processes)
+    _label(loaded, photos, options, shares, on_progress)
+    state.wait_for_everyone()
+    summary = (
+        _join(loaded, photos, shares, out, f"leanmask {Path(run).resolve().name}") if state.is_main_process else None
+    )
+    state.wait_for_everyone()
+    return summary or PseudoSummary(out, len(photos), 0, {}, ())
+
+
+def _label(
+    loaded: Loaded, photos: Photos, options: PseudoOptions, shares: Shares, on_progress: OnProgress | None
+) -> None:
+    # People's photographs often carry an EXIF rotation; labels are for the picture as it is shown.
+    dataset = ReadableOrBlank(photos, loaded.config.data.model_copy(update={"exif": "apply"}))
+    done, workers = shares.done(), loaded.config.data.workers
+    batches = evaluation_batches(dataset, options.batch_size, shares.rank, shares.world, workers, skip=done)
+    for count in shares.append(_label_batch(loaded, views, options) for views in batches):
+        done += count
+        if on_progress:
+            on_progress(min(done * shares.world, len(photos)), len(photos))
+
+
+def _label_batch(loaded: Loaded, views: Views, options: PseudoOptions) -> Iterator[dict[str, Any]]:
+    """One item per image: its rows, or the file that could not be read."""
+    lower = loaded.config.train.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=lower):
+        moved = views.to(loaded.device)
+        found = loaded.model.predict(moved.weak, [frame.content_box for frame in views.frames])
+    thresholds = Thresholds(options.class_quality, options.mask_quality, options.area_px)
+    for image_id, file, frame, instances in zip(views.image_ids, views.files, views.frames, found, strict=True):
+        if file in views.skipped:
+            yield {"skipped": file}
+            continue
+        qualities = measure(instances)
+        kept = torch.nonzero(decoupled(qualities, thresholds))[:, 0]
+        rows = []
+        for index in kept:
+            own = {"class_quality": qualities.class_quality[index], "mask_quality": qualities.mask_quality[index]}
+            for row in image_results(image_id, frame, instances[index[None]], loaded.classes.ids):
+                area = int(coco_mask.area(row["segmentation"]))
+                mask = to_polygons(row["segmentation"]) if options.polygons else row["segmentation"]
+                told = {name: round(float(value), 4) for name, value in own.items()}
+                rows.append({**row, "segmentation": mask, "area": area, **told})
+        yield {"rows": rows, "size": list(frame.image_size)}
+
+
+def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance: str) -> PseudoSummary:
+    """Write the COCO file from everybody's lines, one image in memory at a time, and remove them."""
+    root = Path(os.path.commonpath([path.parent.absolute() for path in photos.paths]))
+    names = dict(zip(loaded.classes.ids, loaded.classes.names, strict=True))
+    counts, skipped, images, number = dict.fromkeys(names.values(), 0), [], [], 0
+    temporary = out.with_name(f".{out.name}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write('{"annotations": [')
+        for path, image_id, item in zip(photos.paths, range(1, len(photos) + 1), shares.read(), strict=True):
+            if "skipped" in item:
+                skipped.append(str(path))
+                continue
+            height, width = item["size"]
+            name = path.absolute().relative_to(root).as_posix()
+            images.append({"id": image_id, "file_name": name, "width": width, "height": height, "exhaustive": False})
+            for row in item["rows"]:
+                number += 1
+                counts[names[row["category_id"]]] += 1
+                row = {"id": number, **row, "iscrowd": 0, "provenance": provenance}
+                file.write((",\n" if number > 1 else "\n") + json.dumps(row))
+        rest = {
+            "images": images,
+            "categories": photos.to_json()["categories"],
+            "info": {"description": "pseudo-labels", "provenance": provenance, "image_folder": str(root)},
+        }
+        file.write("\n],\n" + json.dumps(rest)[1:] + "\n")
+    temporary.replace(out)
+    shutil.rmtree(shares.folder)
+    return PseudoSummary(out, len(images), number, counts, tuple(skipped))
+
+
+def _fingerprint(weights: Path, photos: Photos, options: PseudoOptions) -> dict[str, Any]:
+    paths = hashlib.blake2b("\n".join(map(str, photos.paths)).encode(), digest_size=16).hexdigest()
+    stat = weights.stat()
+    return {
+        "weights": [str(weights.resolve()), stat.st_size, stat.st_mtime_ns],
+        "images": [len(photos), paths],
+        "options": dataclasses.asdict(options),
+    }
+
+
+def _require_same_work(folder: Path, wanted: dict[str, Any]) -> None:
+    path = folder / "work.json"
+    if not path.is_file():
+        write_json(path, wanted)
+        return
+    found = read_json(path)
+    changed = [name for name in wanted if found.get(name) != json.loads(json.dumps(wanted[name]))]
+    if changed:
+        raise RunError(
+            f"{folder} holds unfinished work for this file, made with other {' and '.join(changed)}; finish it with "
+            "the same arguments, or remove that folder to start anew"
+        )
