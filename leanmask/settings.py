@@ -48,7 +48,7 @@ class RunConfig(Frozen):
     def build_model(self, num_classes: int, *, pretrained: bool = True) -> Model:
         """The network; `pretrained=False` when a checkpoint follows. Raises CheckpointError."""
         name: str = self.model.name  # type: ignore[attr-defined]
-        return MODELS[name](self.model, num_classes, pretrained)  # type: ignore[arg-type]
+        return MODELS[name](self.model, num_classes, pretrained)
 
     def build_method(self, facts: TrainingFacts) -> Method:
         """The training method, told what it may know of the training."""

@@ -14,7 +14,8 @@ from leanmask.bench.speed_steps import WARM_UP_STEPS, session_on, stepper
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.engine.step import to_device
-from leanmask.models import MODELS
+from leanmask.models.implicit_pointrend import ImplicitPointRend
+from leanmask.models.pointrend import PointRend
 from leanmask.records import Proposals
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -30,7 +31,7 @@ def points_speed(rounds: int = 20) -> dict[str, Any]:
         write_digits(source, DigitsSpec(train=64, tune=1, val=1))
         for protocol in ("full", "points-10"):
             split(source, Path(folder) / protocol, protocol)
-        for model in MODELS:
+        for model in ("mask_rcnn", "pointrend", "implicit_pointrend"):
             medians = _medians(Path(folder), model, rounds)
             found |= {f"{model}_{name}_seconds": value for name, value in medians.items()}
             found[f"{model}_ratio"] = medians["points-10"] / medians["full"]
@@ -63,9 +64,9 @@ def pointrend_memory(objects: int = 300, side_px: int = 1024) -> dict[str, Any]:
     corner = torch.rand(objects, 2) * (side_px - 100)
     boxes = torch.cat([corner, corner + 20 + torch.rand(objects, 2) * 80], dim=1)
     zeros = torch.zeros(objects, dtype=torch.int64)
-    for name in ("pointrend", "implicit_pointrend"):
-        config = MODELS[name].Config(name=name, backbone="resnet50", norm="frozen_batch")
-        model = MODELS[name](config, 80).eval()
+    for name, kind in (("pointrend", PointRend), ("implicit_pointrend", ImplicitPointRend)):
+        config = kind.Config(name=name, backbone="resnet50", norm="frozen_batch")
+        model = kind(config, 80).eval()
         features = model.features(torch.rand(1, 3, side_px, side_px))[:4]
         proposals = Proposals(image_index=zeros, boxes=boxes, object_index=zeros, categories=zeros)
         before = _reset_peak()

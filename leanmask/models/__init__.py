@@ -1,12 +1,14 @@
 """Networks, each with the three verbs of models/base.py. A new model is its file and one line in `MODELS`."""
 
+from leanmask.models.base import Model
 from leanmask.models.implicit_pointrend import ImplicitPointRend
+from leanmask.models.mask2former import Mask2Former
 from leanmask.models.mask_rcnn import MaskRCNN
 from leanmask.models.pointrend import PointRend
-from leanmask.models.two_stage import TwoStage
 
-MODELS: dict[str, type[TwoStage]] = {
+MODELS: dict[str, type[Model]] = {
     "mask_rcnn": MaskRCNN,
     "pointrend": PointRend,
     "implicit_pointrend": ImplicitPointRend,
+    "mask2former": Mask2Former,
 }

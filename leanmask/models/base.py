@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.records import Instances, MaskPredictions, Proposals, Target
 
 
 class Model(nn.Module, ABC):
-    """An instance-segmentation network. Images are (B, 3, H, W) float32 RGB in [0, 1]; normalisation is the model's own
-    work.
+    """An instance-segmentation network, made as Model(config, num_classes, pretrained) from a `Config`. Images are
+    (B, 3, H, W) float32 RGB in [0, 1]; normalisation is the model's own work.
     """
 
+    Config: ClassVar[type[Frozen]]
     num_classes: int
     weights_note: str = "initialised from scratch"  # what was loaded and what was left out, for the user
 
