@@ -126,14 +126,13 @@ def test_box_crops_are_squares_around_the_boxes() -> None:
     images = torch.zeros(2, 3, 32, 32)
     images[0, :, 8:16, 10:14] = 1.0
     images[1] = 0.5
-    whole = objects(1).replace(boxes=torch.full((1, 4), math.nan))
-    tall = objects(1).replace(boxes=torch.tensor([[10.0, 8, 14, 16]]))
+    whole, tall = torch.full((1, 4), math.nan), torch.tensor([[10.0, 8, 14, 16]])
     crops = box_crops(images, [tall, whole], side_px=8, margin=0.0)
     assert crops.shape == (2, 3, 8, 8)
     torch.testing.assert_close(crops[0, 0].mean(0)[2:6], torch.ones(4), atol=0.2, rtol=0)
     assert crops[0, 0, :, [0, 7]].max() < 0.3
     torch.testing.assert_close(crops[1, :, 1:7, 1:7], torch.full((3, 6, 6), 0.5))
-    assert box_crops(images, [objects(0), objects(0)], 8, 0.1).shape == (0, 3, 8, 8)
+    assert box_crops(images, [tall[:0], tall[:0]], 8, 0.1).shape == (0, 3, 8, 8)
 
 
 @pytest.mark.parametrize("look", ["boxes", "masks"])

@@ -93,7 +93,9 @@ class ClipJudge:
         return (images - mean) / std
 
     def _cut_outs(self, images: Tensor, instances: Sequence[Instances]) -> _Seen:
-        cut_outs = box_crops(self._normalised(images), instances, self.encoder.side_px, self.margin)
+        cut_outs = box_crops(
+            self._normalised(images), [each.boxes for each in instances], self.encoder.side_px, self.margin
+        )
         embedded = torch.cat([self.encoder.cut_outs(part) for part in cut_outs.split(AT_ONCE)])
         return _Seen(embedded, torch.ones(len(embedded), dtype=torch.bool, device=embedded.device))
 

@@ -44,9 +44,9 @@ def corrected(instances: Instances, fused: Tensor) -> Instances:
     return instances.replace(categories=fused.argmax(1), class_probabilities=fused)
 
 
-def box_crops(images: Tensor, instances: Sequence[Instances], side_px: int, margin: float) -> Tensor:
-    """(K, 3, side, side) square cut-outs around all objects' boxes, resized (averaged where larger, bilinear where
-    smaller); 0 beyond the image.
+def box_crops(images: Tensor, boxes: Sequence[Tensor], side_px: int, margin: float) -> Tensor:
+    """(K, 3, side, side) square cut-outs around the boxes (N, 4) xyxy of every image, resized: averaged
+    where larger, bilinear where smaller; 0 beyond the image.
 
     images: (B, 3, H, W), best normalised before, so that 0 is the mean colour. margin: added on either side, as a share
     of the box's longer side. An unknown box (NaN) is the whole image.
@@ -54,9 +54,9 @@ def box_crops(images: Tensor, instances: Sequence[Instances], side_px: int, marg
     height, width = images.shape[-2:]
     whole = images.new_tensor([0.0, 0.0, width, height])
     rois = []
-    for each in instances:
-        boxes = torch.where(each.boxes.isnan().any(1, keepdim=True), whole, each.boxes.to(images))
-        centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-        reach = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True).clamp(min=1.0) * (0.5 + margin)
+    for each in boxes:
+        known = torch.where(each.isnan().any(1, keepdim=True), whole, each.to(images))
+        centre = (known[:, :2] + known[:, 2:]) / 2
+        reach = (known[:, 2:] - known[:, :2]).amax(1, keepdim=True).clamp(min=1.0) * (0.5 + margin)
         rois.append(torch.cat([centre - reach, centre + reach], 1))
     return roi_align(images.float(), rois, (side_px, side_px), aligned=True)
