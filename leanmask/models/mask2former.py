@@ -153,10 +153,12 @@ class Mask2Former(Model):
         encoder = self.network.get_submodule("model.pixel_level_module.encoder")
         return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
 
-    def outputs(self, images: Tensor) -> QueryOutputs:
-        """What the queries say of images (B, 3, H, W), H and W multiples of 32, after every decoder layer."""
+    def outputs(self, images: Tensor, last_only: bool = False) -> QueryOutputs:
+        """What the queries say of images (B, 3, H, W), H and W multiples of 32: before the first decoder layer and
+        after every one, or after the last alone.
+        """
         said = self.network(pixel_values=normalise(images, self.mean, self.std))
-        earlier = said.auxiliary_logits
+        earlier = [] if last_only else said.auxiliary_logits
         classes = [*(layer["class_queries_logits"] for layer in earlier), said.class_queries_logits]
         masks = [*(layer["masks_queries_logits"] for layer in earlier), said.masks_queries_logits]
         return QueryOutputs(torch.stack(classes).float(), torch.stack(masks).float())
@@ -201,7 +203,7 @@ class Mask2Former(Model):
         cells = self.preset.teaching_cells * (FINE_FACTOR if fine else 1)
         logits = images.new_zeros(len(proposals.boxes), 1, cells, cells, dtype=torch.float32)
         if len(logits):
-            outputs = self.outputs(images)
+            outputs = self.outputs(images, last_only=True)
             boxes = proposals.boxes.float()
             query = best_queries(outputs.classes[-1], outputs.masks[-1], proposals)
             logits = over_boxes(outputs.masks[-1][proposals.image_index, query], boxes, cells)
@@ -233,7 +235,7 @@ class Mask2Former(Model):
         `class_probabilities` (N, C) leave out no-object, so that a row's sum is the probability of any object. See
         `Model.predict`.
         """
-        outputs = self.outputs(images)
+        outputs = self.outputs(images, last_only=True)
         height, width = canvas_of(images)
         whole = (0.0, 0.0, float(width), float(height))
         limits = [whole] * len(images) if content is None else list(content)

@@ -45,8 +45,8 @@ class QueryLossSettings:
 
 @dataclass(frozen=True, eq=False)
 class QueryOutputs:
-    """What the queries say after each of L decoder layers, fp32: classes (L, B, Q, C + 1) logits, masks (L, B, Q, h, w)
-    logits over the whole canvas.
+    """What the queries say, fp32, before the first decoder layer and after every one, which makes L: classes
+    (L, B, Q, C + 1) logits, masks (L, B, Q, h, w) logits over the whole canvas.
     """
 
     classes: Tensor
