@@ -59,7 +59,7 @@ POINTS: dict[str, Arm] = {
 }
 
 # semi-P. What corrects categories here has seen real handwriting that neither train nor val uses: outside knowledge.
-JUDGE = "python:leanmask.bench.handwriting:judge"
+JUDGE = "python:leanmask.bench.handwriting:handwriting_judge"
 
 
 def _pldc(**settings: Any) -> dict[str, Any]:
@@ -91,9 +91,7 @@ def arms_of(protocol: str) -> dict[str, Arm]:
     if parsed.kind == "semi":
         return SEMI
     if parsed.kind != "sparse":
-        raise ConfigError(
-            f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P and full"
-        )
+        raise ConfigError(f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P and full")
     if parsed.amount > RAREST_PERCENT:
         return SPARSE
     untouched = ("baseline", "full")
