@@ -81,8 +81,8 @@ the few objects with masks, as the paper does, so `maskbooster` differs from `ba
 too; `ema_aug` is the row that differs in the method alone. The box AP of `maskbooster` is lower there than the
 baseline's (`metrics.box_AP` of the rows), and so is that of `ema_aug`: it comes with the strong view and the pasting,
 not with the pseudo-masks. A blur of up to 2 px, published for images six times as large, was the greater part of it
-(rows on `tune`); the benchmark's blur is 0.5 px since. Rows on `tune` of commit 34a9d57 were measured before that change
-unless they name it. With seed 0 at 0.4 % the binary pseudo-masks alone are ahead of both kinds together, on `val` and
+(rows on `tune`); the benchmark's blur is 0.5 px since. Rows on `tune` of commit 34a9d57 were measured before that
+change unless they name it. With seed 0 at 0.4 % the binary pseudo-masks alone are ahead of both kinds together, on `val` and
 on `tune`, by about what seeds differ: the published order of the ablation is not reproduced there.
 """
 
