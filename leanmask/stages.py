@@ -19,6 +19,7 @@ from leanmask.data.coco import AnnotationStore
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.engine.distributed import start_processes
+from leanmask.engine.job import RunInterrupted
 from leanmask.errors import DataError, LeanmaskError, RunError
 from leanmask.inference import load
 from leanmask.methods import METHODS
@@ -79,7 +80,10 @@ class StagedRun:
             weights = self.stage_folder(stage.teacher).absolute() / "best.safetensors"
             settings = merge(settings, {"train": {"teacher_weights": str(weights)}})
         folder, report = self.stage_folder(stage.name), self._reporter(stage)
-        return self.train_one(resolve(settings), folder, report, self._write_folder)
+        try:
+            return self.train_one(resolve(settings), folder, report, self._write_folder)
+        except RunInterrupted as stopped:  # it is the whole run that the user goes on with
+            raise RunInterrupted(str(stopped).replace(str(folder), str(self.folder))) from None
 
     def _label(self, stage: PseudoMaskStage) -> None:
         out = self.stage_folder(stage.name)
@@ -94,7 +98,10 @@ class StagedRun:
             world=self.state.num_processes,
         )
         report = self._reporter(stage)
-        make_pseudo_masks(loaded, job, out, lambda done, total: report(0, 1, f"image {done} of {total}"))
+        try:
+            make_pseudo_masks(loaded, job, out, lambda done, total: report(0, 1, f"image {done} of {total}"))
+        except KeyboardInterrupt:
+            raise RunInterrupted(f"stopped; go on with: leanmask train --resume {self.folder}") from None
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             finish_pseudo_masks(loaded, job, out)

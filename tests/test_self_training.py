@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from leanmask.data.layout import locate
 from leanmask.data.splits import split
 from leanmask.data.views.augment import fitted_frame
 from leanmask.data.views.targets import place
+from leanmask.engine.job import RunInterrupted
 from leanmask.errors import ConfigError, DataError
 from leanmask.inference import evaluate, load
 from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
@@ -157,3 +160,15 @@ def test_the_command_line_says_which_stage(leanmask: Callable, pointed: Path, tm
     assert "trained 6 steps" in done.out
     again = leanmask("train", "--resume", tmp_path / "run")
     assert again.code == 0, again.err
+
+
+def test_an_interrupted_stage_says_how_to_go_on_with_the_whole_run(pointed: Path, tmp_path: Path) -> None:
+    def interrupt(step: int, total: int, note: str) -> None:
+        if step == 1 and "loss" in note:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    settings = merge(SETTINGS, {"train": {"steps": 4}})
+    with pytest.raises(RunInterrupted) as stopped:
+        train(pointed, tmp_path / "run", settings=settings, on_progress=interrupt)
+    assert f"--resume {tmp_path / 'run'}" in str(stopped.value)
+    assert "1-labels" not in str(stopped.value)

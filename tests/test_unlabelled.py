@@ -104,4 +104,8 @@ def test_files_of_equal_size_are_told_apart(digits: Path, tmp_path: Path) -> Non
     content[-20] ^= 1
     (tmp_path / "c.png").write_bytes(bytes(content))
     (tmp_path / "missing.png").symlink_to(tmp_path / "nowhere.png")
+    assert (tmp_path / "c.png").stat().st_size == first.stat().st_size
     require_apart(pool_of(digits, tmp_path), stores(digits))
+    (tmp_path / "c.png").write_bytes(first.read_bytes())  # one byte decides
+    with pytest.raises(DataError, match=r"c\.png has the same content"):
+        require_apart(pool_of(digits, tmp_path), stores(digits))

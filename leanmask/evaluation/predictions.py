@@ -38,7 +38,7 @@ def predict_results(
     """
     for views in batches:
         for image_id, frame, found in zip(
-            views.image_ids, views.frames, _predict(model, views, device, precision), strict=True
+            views.image_ids, views.frames, predict_views(model, views, device, precision), strict=True
         ):
             yield from image_results(image_id, frame, found, classes_ids)
 
@@ -128,7 +128,8 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(f"cannot write {path}: {error.strerror or error}")
 
 
-def _predict(model: Model, views: Views, device: torch.device | str, precision: str) -> list[Instances]:
+def predict_views(model: Model, views: Views, device: torch.device | str, precision: str) -> list[Instances]:
+    """A model's predictions for the weak views, in the network frame; its training mode is put back."""
     place = torch.device(device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

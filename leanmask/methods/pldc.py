@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from leanmask.labels.correct import CategoryJudge, fuse
+from leanmask.labels.correct import CategoryJudge, corrected, fuse
 from leanmask.labels.judges import load_judge
 from leanmask.labels.pseudo import binary, to_crops
 from leanmask.labels.select import (
@@ -173,7 +173,7 @@ class PLDC(Method):
             assert instances.class_probabilities is not None
             categories = instances.categories.clone()
             fused = fuse(instances.class_probabilities[keep], opinion.to(images.device), share)
-            categories[keep] = fused.argmax(1) if len(fused) else categories[keep]
+            categories[keep] = corrected(instances[keep], fused).categories
             result.append(instances.replace(categories=categories))
         return result
 

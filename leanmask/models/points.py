@@ -79,7 +79,7 @@ def sample_map(feature: Tensor, boxes: Tensor, image_index: Tensor, coords: Tens
 def _bilinear(maps: Tensor, owner: Tensor, points: Tensor) -> Tensor:
     """(K * P, C) values of maps (B, C, H, W) at points (K, P, 2) in cells, centres at + 0.5, of the maps owner (K,).
 
-    `F.grid_sample` with zeros outside, as a weighted sum of four rows: faster on CPUs and deterministic there.
+    `F.grid_sample` with zeros outside, as a weighted sum of four rows, deterministic on CPUs.
     """
     channels, height, width = maps.shape[1:]
     position = points.float() - 0.5

@@ -20,12 +20,12 @@ import torch
 from pycocotools import mask as coco_mask
 
 from leanmask.data.dataset import EvalDataset, Sample
-from leanmask.data.files import read_json, write_json
+from leanmask.data.files import read_json, why, write_json
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.photos import Photos
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import DataError, RunError
-from leanmask.evaluation.predictions import image_results
+from leanmask.evaluation.predictions import image_results, predict_views
 from leanmask.geometry import Frame
 from leanmask.inference import Loaded, load, weights_path
 from leanmask.labels.select import Thresholds, decoupled, measure
@@ -117,13 +117,19 @@ def pseudo(
         _require_same_work(folder, _fingerprint(weights_path(Path(run)), photos, options))
     state.wait_for_everyone()
     shares = Shares(folder, state.process_index, state.num_processes)
-    _label(loaded, photos, options, shares, on_progress)
+    try:
+        _label(loaded, photos, options, shares, on_progress)
+    except KeyboardInterrupt:
+        raise RunError(f"stopped; {folder} keeps what is done, and the same command goes on from there") from None
     state.wait_for_everyone()
-    summary = (
-        _join(loaded, photos, shares, out, f"leanmask {Path(run).resolve().name}") if state.is_main_process else None
-    )
+    summary = PseudoSummary(out, len(photos), 0, {}, ())
+    if state.is_main_process:
+        try:
+            summary = _join(loaded, photos, shares, out, f"leanmask {Path(run).resolve().name}")
+        except OSError as error:
+            raise RunError(f"cannot write {out}: {why(error)}; the same command tries again") from None
     state.wait_for_everyone()
-    return summary or PseudoSummary(out, len(photos), 0, {}, ())
+    return summary
 
 
 def _label(
@@ -141,10 +147,7 @@ def _label(
 
 def _label_batch(loaded: Loaded, views: Views, options: PseudoOptions) -> Iterator[dict[str, Any]]:
     """One item per image: its rows, or the file that could not be read."""
-    lower = loaded.config.train.precision == "bf16"
-    with torch.inference_mode(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=lower):
-        moved = views.to(loaded.device)
-        found = loaded.model.predict(moved.weak, [frame.content_box for frame in views.frames])
+    found = predict_views(loaded.model, views, loaded.device, loaded.config.train.precision)
     thresholds = Thresholds(options.class_quality, options.mask_quality, options.area_px)
     for image_id, file, frame, instances in zip(views.image_ids, views.files, views.frames, found, strict=True):
         if file in views.skipped:
