@@ -18,6 +18,7 @@ from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.pseudo.images import PseudoOptions
 from leanmask.pseudo.images import pseudo as write_pseudo
+from leanmask.reports.outcomes import outcome_table
 from leanmask.reports.page import write_report
 from leanmask.reports.review import write_review
 from leanmask.reports.tables import class_table, render_rich
@@ -87,6 +88,8 @@ def evaluate(
         return
     output.print(evaluation.summary, markup=False)
     output.print(render_rich(class_table(evaluation.per_class)))
+    if (outcomes := outcome_table({"share": evaluation.outcomes})) is not None:
+        output.print(render_rich(outcomes))
     for note in evaluation.notes:
         messages.print(note, markup=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from leanmask.evaluation.coco_files import CocoTruth, Identifier, Row, read_resu
 from leanmask.evaluation.coco_rows import (
     Kind,
     Selection,
+    Shapes,
+    are_similar,
     category_rows,
     image_rows,
     is_crowd,
@@ -25,6 +28,7 @@ from leanmask.evaluation.coco_rows import (
     select,
     truth_rows,
 )
+from leanmask.evaluation.outcomes import outcomes_of
 
 _STANDARD_LIMIT = 100  # detections per image and class that COCO counts
 _AREAS = ("all", "small", "medium", "large")
@@ -53,7 +57,8 @@ class Evaluation:
     in [0, 1], NaN where the truth has nothing to measure on. "AR100" is the third of COCO's limits and counts
     `max_detections`; where that is above 100, "AP_100dets" and "AR_100dets" count the standard 100. per_class: name,
     id (the user's), AP, AP50, count (objects), worst first, of the first kind asked for. notes: sentences about what
-    was left out or raised. summary: the standard text of the first kind.
+    was left out or raised. summary: the standard text of the first kind. outcomes: how many of the best-scored masks
+    are right, and what the others get wrong (outcomes.py); empty where masks were not asked for.
     """
 
     metrics: dict[str, float]
@@ -62,6 +67,7 @@ class Evaluation:
     notes: list[str]
     summary: str
     evaluator: str
+    outcomes: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """A dict for JSON; undefined numbers are null."""
@@ -115,8 +121,10 @@ def evaluate_results(
     rows, name = read_results(results, truth, "segmentation" if "segm" in kinds else "bbox")
     selection = select(truth, rows, name, class_ids)
     most = max_detections or _limit_for(selection)
-    curves = _curves(selection, kinds, most)
+    shapes = truth_rows(selection, kinds), result_rows(selection, kinds)
+    curves = _curves(selection, shapes, kinds, most)
     first = curves[kinds[0]]
+    similar = partial(are_similar, selection)
     metrics = {
         ("" if kind == "segm" else "box_") + key: value for kind in kinds for key, value in _numbers(curves[kind], most)
     }
@@ -127,6 +135,7 @@ def evaluate_results(
         notes=_notes(selection, len(rows), most, raised=max_detections is None and most > _STANDARD_LIMIT),
         summary=_summary(first, most),
         evaluator=f"faster-coco-eval {version('faster-coco-eval')}",
+        outcomes=outcomes_of(shapes[0].rows, shapes[1].rows, similar) if "segm" in kinds else {},
     )
 
 
@@ -137,8 +146,9 @@ def _limit_for(selection: Selection) -> int:
     return max(_STANDARD_LIMIT, 2 * math.ceil(np.percentile(counts, 99)))
 
 
-def _curves(selection: Selection, kinds: Sequence[Kind], most: int) -> dict[Kind, _Curves]:
-    shapes = truth_rows(selection, kinds), result_rows(selection, kinds)
+def _curves(
+    selection: Selection, shapes: tuple[Shapes, Shapes], kinds: Sequence[Kind], most: int
+) -> dict[Kind, _Curves]:
     images, categories = image_rows(selection), category_rows(selection)
     truth, results = (COCO({"images": images, "annotations": s.rows, "categories": categories}) for s in shapes)
     curves: dict[Kind, _Curves] = {}

@@ -25,12 +25,15 @@ Identifier = int | str
 
 @dataclass(frozen=True, eq=False)
 class CocoTruth:
-    """A COCO annotation file, complete with masks, that predictions are measured against. Ids are the user's."""
+    """A COCO annotation file, complete with masks, that predictions are measured against. Ids are the user's.
+    supercategories: of the categories that have one.
+    """
 
     name: str
     images: dict[Identifier, Row]
     categories: dict[Identifier, str]
     annotations: tuple[Row, ...]
+    supercategories: dict[Identifier, str]
 
     @staticmethod
     def open(truth: Path | str | Row | CocoTruth) -> CocoTruth:
@@ -48,7 +51,8 @@ class CocoTruth:
         names = {key: str(row.get("name", key)) for key, row in categories.items()}
         for place, row in enumerate(content["annotations"]):
             _check_annotation(row, place, name, images, names)
-        return CocoTruth(name, images, names, tuple(content["annotations"]))
+        above = {key: str(row["supercategory"]) for key, row in categories.items() if row.get("supercategory")}
+        return CocoTruth(name, images, names, tuple(content["annotations"]), above)
 
     @cached_property
     def exhaustive_images(self) -> frozenset[Identifier]:

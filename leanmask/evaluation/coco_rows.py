@@ -69,6 +69,13 @@ def select(
     return Selection(truth, image_rank, class_rank, objects, results, positions, results_name)
 
 
+def are_similar(selection: Selection, class_rank: int, other_rank: int) -> bool:
+    """Whether two classes, given by their ranks, are of one supercategory; never where the truth has fewer than two."""
+    above, ids = selection.truth.supercategories, list(selection.class_rank)
+    own = above.get(ids[class_rank - 1])
+    return own is not None and own == above.get(ids[other_rank - 1]) and len(set(above.values())) > 1
+
+
 def is_crowd(row: Row) -> bool:
     """Whether a truth annotation is a crowd region, neither object nor background."""
     return bool(row.get("iscrowd"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from leanmask.reports.folders import trainings
 from leanmask.reports.gallery import draw_labelled
 from leanmask.reports.layout import Table, points, render_html
 from leanmask.reports.marks import BACKGROUND_RGB, OBJECT_RGB
+from leanmask.reports.outcomes import outcome_table
 from leanmask.reports.pictures import Choice, Comparison, compare
 
 TEMPLATE = "report.html.j2"
@@ -126,12 +127,22 @@ def _sections(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Section]
         Section("labels", "Labels", tables=census, folded=found(*per_class)),
         Section("curves", "Accuracy over time", figures=drawn("ap")),
         Section("classes", "Classes", tables=found(tables.per_class_ap(runs, names))),
+        Section("outcomes", "Right and wrong", tables=found(outcome_table(_outcomes(runs, names)))),
         Section("pseudo", "Pseudo-labels", figures=drawn("pseudo", "counts")),
         Section("losses", "Losses and learning rate", figures=drawn("losses", "lr")),
         Section("settings", "Settings that differ", tables=found(tables.differences(runs, names))),
         Section("environment", "Environment", folded=found(tables.environments(runs, names))),
     ]
     return [part for part in sections if part.tables or part.figures or part.folded]
+
+
+def _outcomes(runs: Sequence[RunSummary], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Of each run's best network."""
+    return {
+        name: run.final[who].outcomes
+        for run, name in zip(runs, names, strict=True)
+        if (who := run.best_network) is not None
+    }
 
 
 def _legend(names: Sequence[str]) -> list[dict[str, Any]]:
