@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from leanmask.data.digits import write_digits
     from leanmask.data.splits import split
     from leanmask.doctor import doctor
+    from leanmask.evaluation.trust import quality
     from leanmask.inference import evaluate, load, predict
     from leanmask.pseudo.images import pseudo
     from leanmask.reports.page import write_report
@@ -32,6 +33,7 @@ _HOME = {
     "load": "leanmask.inference",
     "predict": "leanmask.inference",
     "pseudo": "leanmask.pseudo.images",
+    "quality": "leanmask.evaluation.trust",
     "resume": "leanmask.run",
     "split": "leanmask.data.splits",
     "train": "leanmask.run",
@@ -49,6 +51,7 @@ __all__ = [
     "load",
     "predict",
     "pseudo",
+    "quality",
     "resume",
     "split",
     "train",

@@ -11,6 +11,7 @@ import typer
 from leanmask.cli.shared import Data, Json, Out, Overrides, app, say
 from leanmask.console import messages, output, print_json, progress
 from leanmask.errors import ConfigError
+from leanmask.evaluation.trust import quality as measure_quality
 from leanmask.inference import PredictOptions
 from leanmask.inference import evaluate as run_evaluate
 from leanmask.inference import predict as run_predict
@@ -22,6 +23,7 @@ from leanmask.reports.outcomes import outcome_table
 from leanmask.reports.page import write_report
 from leanmask.reports.review import write_review
 from leanmask.reports.tables import class_table, render_rich
+from leanmask.reports.trust import NAMES, bin_table, correlation_table, draw_trust, overall_table
 from leanmask.run import resume as run_resume
 from leanmask.run import train as run_train
 
@@ -128,6 +130,24 @@ def pseudo(
         write_review(out, review)
     text = summary.to_text() + (f"\nreview page: {review}" if review else "")
     say(as_json, summary.to_json(), text)
+
+
+@app.command(epilog="Example: leanmask quality pseudo.json truth.json --figure trust.svg")
+def quality(
+    pseudo: Annotated[Path, typer.Argument(help="COCO file that `leanmask pseudo` wrote.")],
+    truth: Annotated[Path, typer.Argument(help="COCO file with everything on the same images.")],
+    figure: Annotated[Path | None, typer.Option(help="Also draw this SVG; must not exist yet.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How good pseudo-labels are, and how far class and mask quality can be trusted."""
+    measured = measure_quality(pseudo, truth).to_json()
+    if figure is not None:
+        draw_trust(measured, figure)
+    if as_json:
+        print_json(measured)
+        return
+    for table in (overall_table(measured), correlation_table(measured), *(bin_table(measured, key) for key in NAMES)):
+        output.print(render_rich(table))
 
 
 @app.command(epilog="Example: leanmask report runs/baseline runs/maskbooster --out report.html")

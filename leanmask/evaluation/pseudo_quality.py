@@ -54,7 +54,7 @@ class PseudoQuality:
 
 
 @dataclass(frozen=True)
-class _Tally:
+class Tally:
     """One image: IoU that enters the mean, pseudo-labels, right ones, objects asked for, objects found."""
 
     ious: tuple[float, ...]
@@ -77,18 +77,22 @@ def pseudo_quality(
     the truth does not have and for objects without masks.
     """
     truth = CocoTruth.open(truth)
-    tallies = [_measure(image, truth, class_ids) for image in pseudo]
+    return total_quality([_measure(image, truth, class_ids) for image in pseudo])
+
+
+def total_quality(tallies: Sequence[Tally]) -> PseudoQuality:
+    """The quality that the tallies of all images amount to."""
     ious = [iou for tally in tallies for iou in tally.ious]
     count, asked = sum(tally.pseudo for tally in tallies), sum(tally.asked for tally in tallies)
     return PseudoQuality(
-        precision=_share(sum(tally.right for tally in tallies), count),
-        recall=_share(sum(tally.found for tally in tallies), asked),
-        mask_iou=_share(math.fsum(ious), len(ious)),
+        precision=share(sum(tally.right for tally in tallies), count),
+        recall=share(sum(tally.found for tally in tallies), asked),
+        mask_iou=share(math.fsum(ious), len(ious)),
         count=count,
     )
 
 
-def _measure(image: PseudoImage, truth: CocoTruth, class_ids: Sequence[int]) -> _Tally:
+def _measure(image: PseudoImage, truth: CocoTruth, class_ids: Sequence[int]) -> Tally:
     if image.image_id not in truth.images:
         raise DataError(f"pseudo-labels of image {image.image_id!r}: {truth.name} does not have this image")
     if image.frame.image_size != truth.size(image.image_id):
@@ -98,7 +102,7 @@ def _measure(image: PseudoImage, truth: CocoTruth, class_ids: Sequence[int]) -> 
         )
     owned = image.instances.ids is not None
     if not owned and image.image_id not in truth.exhaustive_images:
-        return _Tally((), pseudo=0, right=0, asked=0, found=0)
+        return Tally((), pseudo=0, right=0, asked=0, found=0)
     objects = [row for row in truth.by_image.get(image.image_id, []) if not row.get("iscrowd")]
     masks = _seen(truth.rles(objects)[0], image.frame)
     if owned:
@@ -108,7 +112,7 @@ def _measure(image: PseudoImage, truth: CocoTruth, class_ids: Sequence[int]) -> 
     return _measure_free(image, visible, (crowds, _seen(truth.rles(crowds)[0], image.frame)), class_ids)
 
 
-def _measure_owned(image: PseudoImage, masks: dict[int, Rle], truth_name: str) -> _Tally:
+def _measure_owned(image: PseudoImage, masks: dict[int, Rle], truth_name: str) -> Tally:
     assert image.instances.ids is not None
     assert image.instances.masks is not None, "pseudo-labels have masks"
     ids = image.instances.ids.tolist()
@@ -128,21 +132,31 @@ def _measure_owned(image: PseudoImage, masks: dict[int, Rle], truth_name: str) -
             best[key] = max(best[key], ious[-1])
     right = sum(iou >= MATCH_IOU for iou in ious)
     found = sum(iou >= MATCH_IOU for iou in best.values())
-    return _Tally(tuple(ious), pseudo=len(ious), right=right, asked=len(asked), found=found)
+    return Tally(tuple(ious), pseudo=len(ious), right=right, asked=len(asked), found=found)
 
 
 def _measure_free(
     image: PseudoImage, objects: list[tuple[Row, Rle]], crowds: tuple[list[Row], list[Rle]], class_ids: Sequence[int]
-) -> _Tally:
+) -> Tally:
     instances = image.instances
     assert instances.masks is not None, "pseudo-objects have masks"
     masks = list(to_rles(instances.masks, image.frame))
     classes = [class_ids[index] for index in instances.categories.tolist()]
     scores = np.zeros(len(masks)) if instances.scores is None else instances.scores.double().cpu().numpy()
+    return match_free((masks, classes, scores), objects, crowds)
+
+
+def match_free(
+    pseudo: tuple[list[Rle], list[Any], FloatArray],
+    objects: list[tuple[Row, Rle]],
+    crowds: tuple[list[Row], list[Rle]],
+) -> Tally:
+    """Match free pseudo-objects (masks, the user's category ids, scores) of one image greedily to its objects."""
+    masks, classes, scores = pseudo
     overlaps = _overlaps(masks, classes, [row for row, _ in objects], [mask for _, mask in objects])
     in_crowd = np.any(_overlaps(masks, classes, *crowds) >= MATCH_IOU, axis=1).tolist()
     free = np.ones(len(objects), dtype=bool)
-    ious, pseudo = [], 0
+    ious, counted = [], 0
     for place in np.argsort(-scores, kind="stable"):
         candidates = np.where(free, overlaps[place], -1.0)
         best = int(candidates.argmax()) if candidates.size else -1
@@ -150,8 +164,8 @@ def _measure_free(
         if matched:
             free[best] = False
             ious.append(float(candidates[best]))
-        pseudo += bool(matched or not in_crowd[place])
-    return _Tally(tuple(ious), pseudo=pseudo, right=len(ious), asked=len(objects), found=len(ious))
+        counted += bool(matched or not in_crowd[place])
+    return Tally(tuple(ious), pseudo=counted, right=len(ious), asked=len(objects), found=len(ious))
 
 
 def _overlaps(masks: list[Rle], classes: list[Any], rows: list[Row], others: list[Rle]) -> FloatArray:
@@ -176,5 +190,5 @@ def _seen(masks: Sequence[Rle], frame: Frame) -> list[Rle]:
     return [coco_mask.merge([mask, window], intersect=True) for mask in masks]
 
 
-def _share(part: float, whole: int) -> float:
+def share(part: float, whole: int) -> float:
     return part / whole if whole else math.nan
