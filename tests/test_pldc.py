@@ -21,7 +21,7 @@ from leanmask.geometry import Frame
 from leanmask.masks import Crops, Grids
 from leanmask.methods.base import TrainingFacts
 from leanmask.methods.pldc import PLDC, PLDCConfig
-from leanmask.records import Instances, Target, Views
+from leanmask.records import Batch, Instances, Target, Views
 from leanmask.run import resume, train
 
 SIDE = 32
@@ -257,3 +257,18 @@ def test_unlabelled_images_that_leak_are_an_error_before_anything_is_written(sem
     plain = merge(TINY, {"method": {"name": "supervised"}, "data": {"unlabelled": [str(tmp_path)]}})
     with pytest.raises(ConfigError, match="learns nothing from unlabelled images"):
         train(semi, tmp_path / "run", settings=plain)
+
+
+def test_classes_that_nothing_is_kept_of_are_told() -> None:
+    method = PLDC(PLDCConfig(burn_in_fraction=0.0), FACTS)
+    sure = predicted([[0.95, 0.05]] * 3, [0.95, 0.95, 0.97])
+    batch = Batch(labelled=views_of(), unlabelled=views_of())
+
+    def student(images: Tensor, targets: Any) -> tuple[dict[str, Tensor], None]:
+        return {"loss_mask": images.mean()}, None
+
+    told: list[str] = []
+    for step in range(400):
+        told += method.losses(student, Teacher(sure), batch, step % 100).events  # type: ignore[arg-type]
+    assert len(told) == 1
+    assert "of dust (0.00 an image, labelled 1.00)" in told[0]

@@ -36,7 +36,7 @@ class TrainStep(nn.Module):
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             first = next(iter(losses))
             losses[first] = losses[first] + finite_zero(self)
-        return StepLosses(losses, outcome.counts)
+        return StepLosses(losses, outcome.counts, outcome.events)
 
 
 class NonFinite(ArithmeticError):

@@ -108,7 +108,7 @@ class _Training:
         self.bad_in_a_row = 0
         self.meter.add("losses", outcome.losses)
         self.meter.add("counts", outcome.counts)
-        for sentence in self.watchdog.observe(outcome.counts) if self.main else ():
+        for sentence in (*outcome.events, *self.watchdog.observe(outcome.counts)) if self.main else ():
             journal.event(self.step, sentence)
 
     def write_down(self, outcome: Outcome, journal: Journal) -> None:

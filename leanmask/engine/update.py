@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from leanmask.engine.distributed import agree, everyones, mean_numbers, share_fr
 from leanmask.engine.job import Job
 from leanmask.engine.optim import set_lr
 from leanmask.engine.step import NonFinite, TrainStep, files_of, read_numbers, require_finite, split_batch, to_device
+from leanmask.methods.base import StepLosses
 from leanmask.records import Batch
 
 Numbers = dict[str, float]
@@ -22,7 +24,8 @@ Numbers = dict[str, float]
 @dataclass(frozen=True)
 class Outcome:
     """losses, counts: of this process, means over micro-batches; empty when the update was skipped. problem: why it was
-    skipped, the same text on every process. wish: the strongest wish to stop of any process.
+    skipped, the same text on every process. wish: the strongest wish to stop of any process. events: what the method
+    told.
     """
 
     losses: Numbers
@@ -30,6 +33,7 @@ class Outcome:
     lr: float
     problem: str | None = None
     wish: int = 0
+    events: tuple[str, ...] = ()
 
 
 class Updater:
@@ -49,16 +53,20 @@ class Updater:
         self._keep_buffers()
         rate = set_lr(self._optimiser, step, train.steps, self._job.optim)
         parts: list[tuple[Numbers, Numbers]] = []
+        events: tuple[str, ...] = ()
         for index, micro in enumerate(split_batch(batch, train.accumulate), start=1):
             last = index == train.accumulate
             with nullcontext() if last else self._accelerator.no_sync(self._module):
-                loss, *numbers = self._forward(to_device(micro, device, train.channels_last), step)
-                problem = _problem(numbers[0], micro)
+                outcome = self._forward(to_device(micro, device, train.channels_last), step)
+                losses, counts = read_numbers(outcome)
+                problem = _problem(losses, micro)
                 bad, wish = agree([int(problem is not None), wish], device)
                 if bad:
                     return self._skip(everyones(problem), rate, wish)
+                loss = torch.stack(list(outcome.losses.values())).sum()
                 self._accelerator.backward(loss / train.accumulate)
-            parts.append((numbers[0], numbers[1]))
+            parts.append((losses, counts))
+            events += outcome.events
         norm = self._clip()
         if not math.isfinite(norm):
             files = ", ".join(files_of(batch))
@@ -68,14 +76,12 @@ class Updater:
         self._optimiser.zero_grad(set_to_none=True)
         share_from_first(self._buffers)
         counts = mean_numbers([part[1] for part in parts]) | {"gradient_norm": norm}
-        return Outcome(mean_numbers([part[0] for part in parts]), counts, rate, wish=wish)
+        return Outcome(mean_numbers([part[0] for part in parts]), counts, rate, wish=wish, events=events)
 
-    def _forward(self, micro: Batch, step: int) -> tuple[torch.Tensor, Numbers, Numbers]:
+    def _forward(self, micro: Batch, step: int) -> StepLosses:
         bf16 = self._job.train.precision == "bf16"
         with torch.autocast(self._accelerator.device.type, torch.bfloat16, enabled=bf16):
-            outcome = self._module(micro, self._job.teacher.model, step)
-        losses, counts = read_numbers(outcome)
-        return torch.stack(list(outcome.losses.values())).sum(), losses, counts
+            return cast(StepLosses, self._module(micro, self._job.teacher.model, step))
 
     def _clip(self) -> float:
         """Clip the gradient and return its norm before; without a limit only the norm is taken."""

@@ -48,11 +48,12 @@ class StepLosses:
     """One step's outcome.
 
     losses: named scalars that the trainer adds up. counts: detached numbers for the journal (pseudo objects per image,
-    ramp, ...).
+    ramp, ...). events: sentences for the journal, about what a person should know.
     """
 
     losses: dict[str, Tensor]
     counts: dict[str, Tensor | float] = field(default_factory=dict)
+    events: tuple[str, ...] = ()
 
 
 class Method(ABC):

@@ -27,6 +27,7 @@ from torch import Tensor
 from leanmask.labels.correct import CategoryJudge, corrected, fuse
 from leanmask.labels.judges import load_judge
 from leanmask.labels.pseudo import binary, to_crops
+from leanmask.labels.rates import ClassRates
 from leanmask.labels.select import (
     AdaptiveThresholds,
     Qualities,
@@ -99,6 +100,7 @@ class PLDC(Method):
         if config.judge:
             self.judge = load_judge(config.judge, facts.class_names, config.judge_descriptions)
         self.fixed = Thresholds(config.class_quality, config.mask_quality, config.area_px)
+        self.rates = ClassRates(facts.objects_per_class, facts.labelled_images, facts.class_names)
         self.adaptive: AdaptiveThresholds | None = None
         if config.filter == "adaptive":
             limits = ThresholdRange(
@@ -112,10 +114,11 @@ class PLDC(Method):
         if step < self.burn_in or unlabelled is None or self.config.unlabelled_weight == 0:
             return StepLosses(losses, {"pseudo_objects": 0.0})
         targets, counts = self.pseudo_targets(teacher, unlabelled, step)
+        events = self.rates.update(_trusted(targets), len(targets))
         weight = self.config.unlabelled_weight * self.restraint(float(counts["pseudo_objects"]))
         learned, _ = student(unlabelled.strong, targets)
         losses |= {name.replace("loss_", "loss_unlabelled_"): weight * loss for name, loss in learned.items()}
-        return StepLosses(losses, counts)
+        return StepLosses(losses, counts, tuple(events))
 
     def momentum(self, step: int) -> float:
         """Frozen, then a copy of the student at the end of burn-in, then the EMA."""
@@ -208,9 +211,16 @@ class PLDC(Method):
         return [instances[self.keeps(instances, measure(instances))] for instances in found]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the adaptive thresholds."""
-        return {"adaptive": self.adaptive.state_dict() if self.adaptive else None}
+        """Plain JSON values: the adaptive thresholds, and how often each class was found."""
+        adaptive = self.adaptive.state_dict() if self.adaptive else None
+        return {"adaptive": adaptive, "rates": self.rates.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rates.load_state_dict(state["rates"])
         if self.adaptive is not None and state["adaptive"] is not None:
             self.adaptive.load_state_dict(state["adaptive"])
+
+
+def _trusted(targets: Sequence[Target]) -> Tensor:
+    """(N,) categories of the pseudo-objects that teach."""
+    return torch.cat([target.instances.categories[target.instances.weights > 0] for target in targets])
