@@ -52,8 +52,8 @@ def test_rows_are_trained_once_and_kept(options: BenchOptions, monkeypatch: pyte
     assert bench("sparse-20", options).rows == table.rows
 
 
-def test_arms_of_the_rarest_masks_paste_copies() -> None:
-    rare, common = arms_of("sparse-0.4"), arms_of("sparse-10")
+def test_arms_with_few_masks_paste_copies() -> None:
+    rare, common = arms_of("sparse-10"), arms_of("sparse-50")
     assert list(rare) == list(common) == list(SPARSE)
     pasted = {name for name, arm in rare.items() if "copy_paste_probability" in arm.settings.get("augment", {})}
     assert pasted == {"ema_aug", "binary", "soft", "maskbooster"}

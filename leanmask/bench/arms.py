@@ -77,8 +77,8 @@ SEMI: dict[str, Arm] = {
 }
 
 # CopyPaste in every arm but the plain baseline and the upper bound. The paper has it where masks are rarest alone (COCO
-# 0.1 %, 860 masks); the most that digits has, 10 %, is 395 masks, and without pasting the pseudo-masks fall behind there
-# too (benchmarks/results/tune-sparse-1.json and tune-sparse-10.json).
+# 0.1 %, 860 masks); 10 % of digits are 395 masks, and without pasting the pseudo-masks fall behind there too
+# (benchmarks/results/tune-sparse-1.json and tune-sparse-10.json).
 PASTED_UP_TO_PERCENT = 10.0
 COPY_PASTE = {"augment": {"copy_paste_probability": 0.5}}
 
