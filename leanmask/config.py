@@ -68,6 +68,13 @@ class AugmentConfig(Frozen):
     )
     erase: bool = Field(False, description="three random erasings (areas and aspect ratios as PL-DC's code has them)")
     copy_paste_probability: float = Field(0, ge=0, le=1, description="paste objects with true masks from another image")
+    copy_paste_box_covered: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of a box without a mask that a paste hides from which on the object is neither object nor "
+        "background",
+    )
 
 
 class OptimConfig(Frozen):

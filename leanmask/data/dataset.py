@@ -103,14 +103,19 @@ class TrainDataset(Dataset[Sample]):
         record = _record(self.store, index)
         scene = self._scene(record, rng)
         if rng.random() < self.augment.copy_paste_probability:
-            donor = self._donor(index, rng)
-            scene = scene if donor is None else paste(scene, self._scene(_record(self.store, donor), rng), rng)
+            scene = self._pasted(scene, index, rng)
         strong = strong_view(scene.pixels, self.augment, rng) if self.augment.strong else None
         return _sample(scene, strong, record)
 
     def _scene(self, record: ImageRecord, rng: np.random.Generator) -> Scene:
         frame = random_frame(_size(record, self.exif), self.side_px, self.augment, rng)
         return Scene(read_canvas(record.path, frame, self.exif), frame, place(record, frame))
+
+    def _pasted(self, scene: Scene, index: int, rng: np.random.Generator) -> Scene:
+        donor = self._donor(index, rng)
+        if donor is None:
+            return scene
+        return paste(scene, self._scene(_record(self.store, donor), rng), rng, self.augment.copy_paste_box_covered)
 
     def _donor(self, index: int, rng: np.random.Generator) -> int | None:
         """Another image that has masks."""

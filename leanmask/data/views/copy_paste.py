@@ -50,15 +50,16 @@ def can_be_pasted(source: ObjectRecord) -> bool:
     return source.supervision == Supervision.MASK and source.provenance == HUMAN
 
 
-def paste(onto: Scene, donor: Scene, rng: np.random.Generator) -> Scene:
+def paste(onto: Scene, donor: Scene, rng: np.random.Generator, box_covered: float = _COVERED_FRACTION) -> Scene:
     """Paste a random non-empty subset (at most 100) of the donor's objects with true masks, cut to where `onto` has
     content.
 
     What comes along: donor objects with a true mask that lies for the better half under a chosen one (a window with its
     wall) are pasted too; other donor objects so covered become ignore regions. What gets covered: masks lose their
     hidden pixels, and go when their box moves by more than 10 px and no more than 300 mask pixels are left (at 800 px;
-    scaled); a box without a mask goes when half of it is covered; points become -1. What goes becomes an ignore region
-    where it may still be seen. Returns `onto` itself when there is nothing to paste.
+    scaled); a box without a mask goes when `box_covered` of it is hidden, since nobody knows where what is left of its
+    object ends; points become -1. What goes becomes an ignore region where it may still be seen. Returns `onto` itself
+    when there is nothing to paste.
     """
     chosen, carried = _choose(donor, rng)
     pasted = [item for item in (_within(item, onto.frame) for item in chosen) if item is not None]
@@ -67,7 +68,7 @@ def paste(onto: Scene, donor: Scene, rng: np.random.Generator) -> Scene:
     cover = _cover(pasted, onto.frame.canvas_size)
     pixels = onto.pixels.copy()
     np.copyto(pixels, donor.pixels, where=cover[..., None].view(bool))
-    left = [_uncovered(item, cover) for item in onto.placement.objects]
+    left = [_uncovered(item, cover, box_covered) for item in onto.placement.objects]
     lost = [item for item in left if isinstance(item, Lost)]
     remains = [item.remains for item in lost if item.remains is not None]
     placement = Placement(
@@ -144,14 +145,14 @@ def box_share(box: FloatArray, cover: ByteArray) -> float:
     return float(part.mean()) if part.size else 0.0
 
 
-def _uncovered(item: PlacedObject, cover: ByteArray) -> PlacedObject | Lost:
+def _uncovered(item: PlacedObject, cover: ByteArray, box_covered: float) -> PlacedObject | Lost:
     """What a paste leaves of an object below it."""
     item = dataclasses.replace(item, labels=_visible_labels(item, cover))
     if item.crop.size:
         return _uncovered_mask(item, cover)
     if not np.isfinite(item.box).all():
         return item if (item.labels == 1).any() else Lost(unknown=True)
-    return item if box_share(item.box, cover) < _COVERED_FRACTION else Lost(remains=item.box)
+    return item if box_share(item.box, cover) < box_covered else Lost(remains=item.box)
 
 
 def _uncovered_mask(item: PlacedObject, cover: ByteArray) -> PlacedObject | Lost:
