@@ -13,12 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "leanmask"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What a room may import of the package, besides itself. Everything else points up or sideways.
-BASE = {"errors", "geometry", "masks", "records", "config", "costs", "distributed", "processes"}
+BASE = {"errors", "geometry", "rle", "masks", "supervision", "records", "config", "costs", "distributed", "processes"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "geometry": {"errors"},
-    "masks": {"errors", "geometry"},
-    "records": {"geometry", "masks"},
+    "rle": {"errors", "geometry"},
+    "masks": {"geometry", "rle"},
+    "supervision": set(),
+    "records": {"geometry", "masks", "supervision"},
     "config": {"errors"},
     "costs": {"errors"},
     "distributed": set(),

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from leanmask.errors import DataError
 from leanmask.geometry import Frame, transform_boxes
-from leanmask.masks import ByteArray
+from leanmask.rle import ByteArray
 
 # ImageNet's mean colour: after the usual normalisation of pretrained backbones the padding is about zero.
 PADDING_RGB = (124, 116, 104)

@@ -16,7 +16,7 @@ from leanmask.data.annotation import Size, segmentation_of
 from leanmask.data.withholding.chance import stable_number
 from leanmask.errors import DataError
 from leanmask.geometry import FloatArray
-from leanmask.masks import Rle, decode_counts, rle_crop
+from leanmask.rle import Rle, decode_counts, rle_crop
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
