@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from leanmask.annotate.run import annotate_data, export_annotations
     from leanmask.bench.table import bench
     from leanmask.data.check import check
     from leanmask.data.digits import write_digits
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from leanmask.spending import budget
 
 _HOME = {
+    "annotate_data": "leanmask.annotate.run",
     "bench": "leanmask.bench.table",
     "budget": "leanmask.spending",
     "check": "leanmask.data.check",
     "doctor": "leanmask.doctor",
     "evaluate": "leanmask.inference",
+    "export_annotations": "leanmask.annotate.run",
     "load": "leanmask.inference",
     "predict": "leanmask.inference",
     "pseudo": "leanmask.pseudo.images",
@@ -41,11 +44,13 @@ _HOME = {
 }
 
 __all__ = [
+    "annotate_data",
     "bench",
     "budget",
     "check",
     "doctor",
     "evaluate",
+    "export_annotations",
     "load",
     "predict",
     "pseudo",

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 # In the order of --help.
 VERBS: dict[str, tuple[str, ...]] = {
     "leanmask.cli.data": ("digits", "check", "split", "budget"),
+    "leanmask.cli.collect": ("annotate",),
     "leanmask.cli.runs": ("train", "evaluate", "predict", "pseudo", "report"),
     "leanmask.cli.trials": ("bench", "demo", "doctor"),
 }
@@ -33,7 +34,8 @@ class Verbs(TyperGroup):
         if cmd_name not in self.commands:
             app = importlib.import_module(_FILE_OF[cmd_name]).app
             loaded = typer.main.get_group(app).commands
-            self.commands |= {name: command for name, command in loaded.items() if name not in self.commands}
+            for name, command in loaded.items():
+                self.commands.setdefault(name, command)
         return self.commands[cmd_name]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -115,6 +115,26 @@ def mass_centre(rle: Rle) -> FloatArray | None:
     return pixels.mean(axis=0) + 0.5 if len(pixels) else None
 
 
+def innermost_pixel(rle: Rle) -> IntArray | None:
+    """(2,) index of the pixel of a mask that is farthest from every pixel outside, to a pixel (the first of several);
+    None when the mask is empty. What lies beyond the image counts as outside.
+    """
+    x, y, width, height = (int(number) for number in coco_mask.toBbox(rle))
+    if not width:
+        return None
+    inside = np.pad(rle_crop(rle, (x, y, width, height)), 1).astype(bool)
+    deepest, reach, too_far = inside, 0, min(width, height)
+    while too_far - reach > 1:
+        middle = (reach + too_far) // 2
+        deep = inside & ~_within(~inside, middle)
+        if deep.any():
+            deepest, reach = deep, middle
+        else:
+            too_far = middle
+    row, column = np.argwhere(deepest)[0].tolist()
+    return np.array([x + column - 1, y + row - 1], dtype=np.int64)
+
+
 def random_inside(rle: Rle, seed: int, annotation_id: int) -> FloatArray | None:
     """(2,) continuous xy of the centre of a random pixel of the mask; None when the mask is empty."""
     pixels = _mask_pixels(rle)
