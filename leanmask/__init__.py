@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from leanmask.annotate.run import annotate_data, export_annotations
     from leanmask.bench.table import bench
     from leanmask.data.check import check
+    from leanmask.data.convert.translate import convert
     from leanmask.data.digits import write_digits
     from leanmask.data.splits import split
     from leanmask.doctor import doctor
@@ -29,6 +30,7 @@ _HOME = {
     "bench": "leanmask.bench.table",
     "budget": "leanmask.spending",
     "check": "leanmask.data.check",
+    "convert": "leanmask.data.convert.translate",
     "doctor": "leanmask.doctor",
     "evaluate": "leanmask.inference",
     "export_annotations": "leanmask.annotate.run",
@@ -48,6 +50,7 @@ __all__ = [
     "bench",
     "budget",
     "check",
+    "convert",
     "doctor",
     "evaluate",
     "export_annotations",

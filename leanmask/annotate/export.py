@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from leanmask.annotate.source import Source, Thing
 from leanmask.annotate.store import FINISHED, Answer
 from leanmask.annotate.tasks import drawn_things, pixels_of
 from leanmask.data.annotation import Row, segmentation_of
+from leanmask.data.withholding.chance import count_of
 from leanmask.data.withholding.clicks import innermost_pixel, rle_of
 from leanmask.errors import DataError
 
@@ -214,14 +213,22 @@ def join(train: Mapping[str, Any], reviewed: Mapping[str, Any], folders: tuple[P
     return {**train, "images": images, "annotations": [*rows, *added]}
 
 
-def hold_out(content: Mapping[str, Any], share: float, order: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A file cut in two by images: the first `share` of the finished images in `order` (positions), and the rest."""
+def by_use(content: Mapping[str, Any], share: float, order: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """A labelled folder of images as splits: `share` of the finished images, the first in `order` (positions), are
+    "val", the others "train", and what nobody has finished is "unlabelled". A split without images is left out.
+    """
     finished = [place for place in order if content["images"][place].get("exhaustive")]
-    chosen = {content["images"][place]["id"] for place in finished[: int(np.ceil(share * len(finished)))]}
+    held = min(count_of(share, len(finished)), max(len(finished) - 1, 0))
+    use = dict.fromkeys(range(len(content["images"])), "unlabelled")
+    use |= {place: "val" if rank < held else "train" for rank, place in enumerate(finished)}
+    drawn_on = {row["image_id"] for row in content["annotations"]}
+    for place, image in enumerate(content["images"]):
+        if use[place] == "unlabelled" and image["id"] in drawn_on:
+            use[place] = "train"
+    return {name: _part(content, {place for place in use if use[place] == name}) for name in sorted(set(use.values()))}
 
-    def part(inside: bool) -> dict[str, Any]:
-        images = [row for row in content["images"] if (row["id"] in chosen) == inside]
-        rows = [row for row in content["annotations"] if (row["image_id"] in chosen) == inside]
-        return {**content, "images": images, "annotations": rows}
 
-    return part(True), part(False)
+def _part(content: Mapping[str, Any], places: set[int]) -> dict[str, Any]:
+    images = [row for place, row in enumerate(content["images"]) if place in places]
+    kept = {row["id"] for row in images}
+    return {**content, "images": images, "annotations": [r for r in content["annotations"] if r["image_id"] in kept]}

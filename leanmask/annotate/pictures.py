@@ -21,6 +21,7 @@ from leanmask.rle import Region, polygon_crop, rle_crop
 MOST_DECODED_BYTES = 512 * 2**20  # of images kept decoded; the newest stays however large it is
 LOSSLESS_PIXELS = 160_000  # a part this small is sent without loss, so that single pixels can be judged
 FILL_RGBA = (0, 114, 178, 100)  # blue that people with any colour vision tell from the image below
+EDGE_PX = 7
 EDGE_RGBA, RIM_RGBA = (255, 255, 255, 255), (0, 0, 0, 255)
 
 
@@ -74,8 +75,10 @@ class Pictures:
                 crop = polygon_crop(segmentation, part.region)
         except (DataError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"annotation {known.id} has a segmentation that cannot be read: {error}") from None
-        picture = Image.fromarray(crop * np.uint8(255))
-        return _encode(_drawn(picture.resize(_fitted(picture.size, part.longest), Image.Resampling.BOX)))
+        # Enlarged where it is small, so that the edge is as thin on every screen.
+        scale = part.longest / max(w, h)
+        size = max(round(w * scale), 1), max(round(h * scale), 1)
+        return _encode(_drawn(Image.fromarray(crop * np.uint8(255)).resize(size, Image.Resampling.NEAREST)))
 
     def _image(self, picture: int) -> Image.Image:
         with self._lock:
@@ -116,13 +119,13 @@ def _encode(image: Image.Image) -> Encoded:
 
 
 def _drawn(mask: Image.Image) -> Image.Image:
-    inside = mask.point(lambda value: 255 if value >= 128 else 0)
-    wide = max(min(mask.size) // 400 * 2 + 3, 3)
+    """A mask, 0 or 255, as it is laid over the image: filled, with an edge that shows on any colour."""
     out = Image.new("RGBA", mask.size)
-    out.paste(RIM_RGBA, mask=inside.filter(ImageFilter.MaxFilter(wide)))
-    out.paste(EDGE_RGBA, mask=inside)
-    core = Image.new("L", (mask.width + 2 * wide, mask.height + 2 * wide))
-    core.paste(inside, (wide, wide))
-    core = core.filter(ImageFilter.MinFilter(wide)).crop((wide, wide, wide + mask.width, wide + mask.height))
-    out.paste(FILL_RGBA, mask=core)
+    out.paste(RIM_RGBA, mask=mask.filter(ImageFilter.MaxFilter(EDGE_PX)))
+    out.paste(EDGE_RGBA, mask=mask)
+    # Beyond the picture there is no mask, so the edge is drawn there too.
+    framed = Image.new("L", (mask.width + 2 * EDGE_PX, mask.height + 2 * EDGE_PX))
+    framed.paste(mask, (EDGE_PX, EDGE_PX))
+    core = framed.filter(ImageFilter.MinFilter(EDGE_PX))
+    out.paste(FILL_RGBA, mask=core.crop((EDGE_PX, EDGE_PX, EDGE_PX + mask.width, EDGE_PX + mask.height)))
     return out

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from leanmask.annotate.desk import Desk
-from leanmask.annotate.export import Exported, export_labels, export_review, hold_out, join
+from leanmask.annotate.export import Exported, by_use, export_labels, export_review, join
 from leanmask.annotate.queue import read_queue
 from leanmask.annotate.source import Source, SourceOptions, open_pseudo, open_source
 from leanmask.annotate.statistics import Measured, measure
@@ -155,7 +155,7 @@ class Work:
             write_json(labels, content, overwrite=True)
             train = open_source(self.data, SourceOptions(split, self.options.classes, self.options.exif))
             known = {row["id"]: row["name"] for row in content["categories"]}
-            if not train.plain and known == train.categories:
+            if not train.plain and known.items() <= train.categories.items():
                 whole, _ = export_labels(train, [], self.options.seed)
                 merged = join(whole, content, (train.images, images))
                 files = {split: (self.folder / f"instances_{split}.json", merged, train.images)}
@@ -163,13 +163,12 @@ class Work:
                 files = {split: (labels, content, images)}
         elif self.source.plain:
             order = shuffled(range(len(content["images"])), self.options.seed, "validation")
-            val, rest = hold_out(content, self.options.hold_out, order)
-            if val["images"]:
-                files = {split: (labels, rest, images), "val": (self.folder / "instances_val.json", val, images)}
+            parts = by_use(content, self.options.hold_out, order)
+            files = {name: (self.folder / f"instances_{name}.json", part, images) for name, part in parts.items()}
         for path, part, _ in files.values():
             write_json(path, part, overwrite=True)
         self._write_yaml({name: (path, folder) for name, (path, _, folder) in files.items()})
-        return labels, self.folder
+        return labels if labels.is_file() else next(iter(files.values()))[0], self.folder
 
     def _write_yaml(self, written: dict[str, tuple[Path | None, Path]]) -> None:
         others = {} if self.source.plain else locate(self.data)

@@ -11,6 +11,9 @@ from leanmask.annotate.run import PORT, ServeOptions, annotate_data, export_anno
 from leanmask.annotate.work import AnnotateOptions
 from leanmask.cli.shared import Data, Json, app, say
 from leanmask.console import messages
+from leanmask.data.convert.label_studio import LOCAL_FILES
+from leanmask.data.convert.translate import FORMATS, ConvertOptions
+from leanmask.data.convert.translate import convert as convert_file
 from leanmask.errors import ConfigError
 
 EXIF = ("error", "apply", "ignore")
@@ -72,3 +75,25 @@ def annotate(
     else:
         summary = annotate_data(data, options, ServeOptions(host, port, not no_browser), say=_tell)
     say(as_json, summary.to_json(), summary.to_text())
+
+
+@app.command(
+    epilog="Examples: leanmask convert mydata tasks.json --to label-studio   |   "
+    "leanmask convert mydata annotations.xml --to cvat   |   "
+    "leanmask convert export.json labels.json --like mydata"
+)
+def convert(
+    source: Annotated[Path, typer.Argument(help="A data set, a COCO file, Label Studio's .json or CVAT's .xml.")],
+    out: Annotated[Path, typer.Argument(help="New file.")],
+    to: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "coco",
+    split: Annotated[str, typer.Option(help="Which split of a data set.")] = "train",
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, where a file does not tell sizes.")] = None,
+    like: Annotated[Path | None, typer.Option(help="Data set or COCO file whose class ids to use.")] = None,
+    prefix: Annotated[
+        str, typer.Option(help="What comes before file names in Label Studio's image addresses.")
+    ] = LOCAL_FILES,
+    as_json: Json = False,
+) -> None:
+    """Convert labels to and from Label Studio and CVAT; what a format cannot say is counted."""
+    found = convert_file(source, out, ConvertOptions(to, split, images, like, prefix))
+    say(as_json, found.to_json(), found.to_text())

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 # In the order of --help.
 VERBS: dict[str, tuple[str, ...]] = {
     "leanmask.cli.data": ("digits", "check", "split", "budget"),
-    "leanmask.cli.collect": ("annotate",),
+    "leanmask.cli.collect": ("annotate", "convert"),
     "leanmask.cli.runs": ("train", "evaluate", "predict", "pseudo", "report"),
     "leanmask.cli.trials": ("bench", "demo", "doctor"),
 }

@@ -9,6 +9,7 @@ import { Points } from "./points.js";
 import { Review } from "./review.js";
 import { Stopwatch, duration } from "./timing.js";
 
+const NOUNS = { points: "objects", boxes: "images", review: "pseudo-labels" };
 const KINDS = { points: Points, boxes: Boxes, review: Review };
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const KEY_NAMES = { " ": "space", ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", Backspace: "⌫", Enter: "⏎" };
@@ -99,8 +100,9 @@ function showFigures() {
   $("speed").textContent = seconds === null ? "" : `${seconds.toFixed(2)} s per answer`;
   if (!progress) return;
   $("progress").value = progress.units ? progress.units_done / progress.units : 1;
-  const left = seconds === null ? "" : `, ${duration(seconds * progress.answers_left)} left`;
-  $("left").textContent = `${progress.units_done} of ${progress.units}${left}`;
+  const left = seconds === null || $("stage").dataset.kind === "boxes" ? "" : `, ${duration(seconds * progress.answers_left)} left`;
+  const noun = NOUNS[$("stage").dataset.kind] ?? "";
+  $("left").textContent = `${progress.units_done} of ${progress.units} ${noun}${left}`;
 }
 
 function showSync(count, failing) {

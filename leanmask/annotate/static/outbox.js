@@ -21,7 +21,7 @@ export function batchOf(entries) {
 
 export class Outbox {
   /** storage: like localStorage. prefix: of this store's keys. send: (entries) => results, throws when it cannot. */
-  constructor({ storage, prefix, tab, send, changed = () => {}, wait = setTimeout }) {
+  constructor({ storage, prefix, tab, send, changed = () => {}, wait = (call, ms) => setTimeout(call, ms) }) {
     Object.assign(this, { storage, prefix, tab, send, changed, wait });
     this.key = `${prefix}:${tab}`;
     this.entries = this.read(this.key);
