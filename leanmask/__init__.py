@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from leanmask.reports.review import write_review
     from leanmask.run import resume, train
     from leanmask.spending import budget
+    from leanmask.suggestions import suggest
 
 _HOME = {
     "annotate_data": "leanmask.annotate.run",
@@ -39,6 +40,7 @@ _HOME = {
     "pseudo": "leanmask.pseudo.images",
     "resume": "leanmask.run",
     "split": "leanmask.data.splits",
+    "suggest": "leanmask.suggestions",
     "train": "leanmask.run",
     "write_digits": "leanmask.data.digits",
     "write_report": "leanmask.reports.page",
@@ -59,6 +61,7 @@ __all__ = [
     "pseudo",
     "resume",
     "split",
+    "suggest",
     "train",
     "write_digits",
     "write_report",

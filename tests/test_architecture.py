@@ -80,6 +80,7 @@ def test_only_the_wiring_is_unrestricted() -> None:
         "settings",
         "stages",
         "spending",
+        "suggestions",
     }
 
 

@@ -111,7 +111,7 @@ def open_source(data: str | Path, options: SourceOptions = SourceOptions()) -> S
     """The split of a data set, or a plain folder of images whose classes are named. Raises DataError or ConfigError."""
     files = _files(Path(data), options.split)
     if files.annotations is None:
-        return _folder(files.images, options)
+        return _folder(files.images, options, _classes(Path(data), options))
     if options.classes:
         raise ConfigError(f"{files.annotations} has its classes already; --classes is for a folder of images alone")
     return _coco(files.annotations, files.images, options.exif or "error")
@@ -140,12 +140,21 @@ def _files(data: Path, split: str) -> SplitFiles:
     return splits[split]
 
 
-def _folder(folder: Path, options: SourceOptions) -> Source:
-    names = tuple(dict.fromkeys(name.strip() for name in options.classes if name.strip()))
-    if not names:
+def _classes(data: Path, options: SourceOptions) -> dict[int, str]:
+    """The classes that were named, else those of the data set's training split."""
+    if options.classes:
+        return dict(enumerate(dict.fromkeys(options.classes), start=1))
+    try:
+        train = locate(data)["train"].annotations
+    except (DataError, KeyError):
+        return {}
+    return {} if train is None else dict(categories_of(read_json(train), train))
+
+
+def _folder(folder: Path, options: SourceOptions, categories: dict[int, str]) -> Source:
+    if not categories:
         raise ConfigError(f"{folder} is a folder of images without annotations: name the classes, --classes cat,dog")
     pictures = tuple(Picture(number, path, None) for number, path in enumerate(image_files(folder), start=1))
-    categories = dict(enumerate(names, start=1))
     return Source(folder, folder, categories, pictures, (), {}, options.exif or "apply", plain=True)
 
 

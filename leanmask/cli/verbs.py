@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 VERBS: dict[str, tuple[str, ...]] = {
     "leanmask.cli.data": ("digits", "check", "split", "budget"),
     "leanmask.cli.collect": ("annotate", "convert"),
+    "leanmask.cli.plans": ("suggest",),
     "leanmask.cli.runs": ("train", "evaluate", "predict", "pseudo", "report"),
     "leanmask.cli.trials": ("bench", "demo", "doctor"),
 }
