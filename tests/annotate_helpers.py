@@ -13,7 +13,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -77,9 +76,7 @@ class Server:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.process.poll() is None:
             self.stop(signal.SIGKILL)
         for stream in (self.process.stdout, self.process.stderr):
@@ -144,7 +141,9 @@ def write_boxes(folder: Path, images: int = 6, objects: int = 2, size: tuple[int
 
 def write_annotations(folder: Path, images: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
     categories = [{"id": 3, "name": "boat"}, {"id": 4, "name": "buoy"}]
-    for split, part in (("train", rows), ("val", rows)):
+    corners = [(row, *row["bbox"]) for row in rows]
+    masked = [{**row, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]} for row, x, y, w, h in corners]
+    for split, part in (("train", rows), ("val", masked)):
         content = {"images": images, "annotations": part, "categories": categories}
         (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content), encoding="utf-8")
 

@@ -67,9 +67,9 @@ class Dealer:
         yield from list(self._begun[annotator])
         yield from list(islice(self._again, LOOKED_AT))
         while self._next < len(self.units):
-            self._next += 1
-            if self._next - 1 not in self._touched:
-                yield self._next - 1
+            if self._next not in self._touched:
+                yield self._next
+            self._next += 1  # not before it was taken: the caller may stop here
 
     def _is_free(self, number: int, annotator: str) -> bool:
         if number in self._dropped:

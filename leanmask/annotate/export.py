@@ -216,6 +216,9 @@ def join(train: Mapping[str, Any], reviewed: Mapping[str, Any], folders: tuple[P
 def by_use(content: Mapping[str, Any], share: float, order: Sequence[int]) -> dict[str, dict[str, Any]]:
     """A labelled folder of images as splits: `share` of the finished images, the first in `order` (positions), are
     "val", the others "train", and what nobody has finished is "unlabelled". A split without images is left out.
+
+    An image of "val" whose objects have no masks says `exhaustive: false`: nothing can be measured on it until somebody
+    draws them.
     """
     finished = [place for place in order if content["images"][place].get("exhaustive")]
     held = min(count_of(share, len(finished)), max(len(finished) - 1, 0))
@@ -225,7 +228,12 @@ def by_use(content: Mapping[str, Any], share: float, order: Sequence[int]) -> di
     for place, image in enumerate(content["images"]):
         if use[place] == "unlabelled" and image["id"] in drawn_on:
             use[place] = "train"
-    return {name: _part(content, {place for place in use if use[place] == name}) for name in sorted(set(use.values()))}
+    parts = {name: _part(content, {place for place in use if use[place] == name}) for name in sorted(set(use.values()))}
+    if "val" in parts:
+        lacking = {row["image_id"] for row in parts["val"]["annotations"] if not row.get("segmentation")}
+        images = parts["val"]["images"]
+        parts["val"]["images"] = [{**row, "exhaustive": row["id"] not in lacking} for row in images]
+    return parts
 
 
 def _part(content: Mapping[str, Any], places: set[int]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from leanmask.errors import DataError, RunError
 
@@ -120,8 +120,10 @@ class Store:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = _connect(path)
-        except (OSError, DBAPIError) as error:
+        except (OSError, OperationalError) as error:
             raise RunError(f"cannot open the answers {path}: {_reason(error)}; --store names another file") from None
+        except DBAPIError as error:
+            raise DataError(f"{path} holds no answers of leanmask: {_reason(error)}") from None
         try:
             store = cls(path, connection)
             store._prepare(fingerprint)
@@ -251,7 +253,8 @@ class Store:
 
 
 def _connect(path: Path) -> sa.Connection:
-    path.touch(mode=0o600, exist_ok=True)  # it holds the token of its page
+    if not path.exists():
+        path.touch(mode=0o600)  # it holds the token of its page
     # The desk has a lock of its own, so one connection may be used by whichever thread holds it.
     engine = sa.create_engine(
         f"sqlite:///{path}", connect_args={"check_same_thread": False, "timeout": 5}, poolclass=sa.pool.StaticPool
