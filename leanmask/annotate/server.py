@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.types import StringConstraints
@@ -221,6 +222,7 @@ def create_app(desk: Desk, store_key: str) -> FastAPI:
     app.state.desk, app.state.store_key, app.state.pictures = desk, store_key, Pictures(desk.source)
     app.include_router(router)
     app.add_exception_handler(DataError, _not_there)
+    app.add_exception_handler(RequestValidationError, _not_valid)
     for name, content, media_type in _page():
         _serve(app, name, content, media_type)
     return app
@@ -233,6 +235,13 @@ def guarded(app: FastAPI, allowed: Pass) -> Guard:
 
 def _not_there(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error)}, 404)
+
+
+def _not_valid(_: Request, error: Exception) -> JSONResponse:
+    """Where the mistakes are, without what was sent: that may be anything, text or not."""
+    assert isinstance(error, RequestValidationError)
+    found = [{"loc": list(item["loc"]), "msg": item["msg"], "type": item["type"]} for item in error.errors()]
+    return JSONResponse({"detail": found}, 422)
 
 
 def _page() -> list[tuple[str, bytes, str]]:
