@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -87,13 +88,19 @@ class Source:
 
     def fingerprint(self) -> dict[str, str]:
         """Digests of images, objects and classes: two sources with the same ones have the same questions."""
-        images = ((str(picture.id), picture.path.name, picture.size) for picture in self.pictures)
-        things = ((thing.id, thing.picture, thing.category_id, thing.box_xywh) for thing in self.things)
-        return {"images": _digest(images), "objects": _digest(things), "classes": _digest(self.categories.items())}
+        images = [f"{picture.id!r} {picture.path.name} {picture.size}" for picture in self.pictures]
+        whole = np.array([(thing.id, thing.picture, thing.category_id) for thing in self.things], dtype=np.int64)
+        none = (math.nan,) * 4
+        boxes = np.array([thing.box_xywh or none for thing in self.things], dtype=np.float64)
+        return {
+            "images": _digest("\n".join(images).encode()),
+            "objects": _digest(whole.tobytes() + boxes.tobytes()),
+            "classes": _digest(repr(sorted(self.categories.items())).encode()),
+        }
 
 
-def _digest(items: Iterable[Any]) -> str:
-    return hashlib.blake2b(repr(list(items)).encode(), digest_size=12).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,9 @@ async function advance() {
 
 async function rest() {
   mode = null;
-  $("stage").dataset.shown = "nothing";
-  const told = await api.statistics();
+  await desk.outbox.flush();
+  const [told, about] = await Promise.all([api.statistics(), api.state()]);
+  desk.progress = about.progress;
   const mine = told.speed.filter((item) => item.annotator === desk.annotator);
   const lines = mine.map((item) => `${item.answers} answers, ${(item.median_seconds ?? 0).toFixed(2)} s each`);
   const open = desk.progress?.answers_left > 0;
@@ -154,6 +155,7 @@ async function rest() {
   const problems = desk.progress?.problems ? [`${desk.progress.problems} images could not be read and are left out.`] : [];
   showFigures();
   say([head, ...lines, ...problems].join("\n"), desk.history.length ? [{ label: "Undo the last answer", action: undo }] : []);
+  $("stage").dataset.shown = "nothing";
   if (open) waiting = setTimeout(advance, AGAIN_MS);
 }
 
