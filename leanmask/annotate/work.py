@@ -126,8 +126,8 @@ class Work:
         if kind == "boxes":
             return f"every image of {self.source.origin} has annotations, or is said to be empty; no boxes to draw"
         return (
-            f"{self.source.origin} has no object with a box and without a mask or points; draw boxes first: "
-            "leanmask annotate DATA --boxes"
+            f"{self.source.origin} has no object with a box and without a mask or points: all are labelled, or have no "
+            "boxes yet; then draw boxes first: leanmask annotate DATA --boxes"
         )
 
     def export(self, out: Path | None = None) -> AnnotateSummary:
