@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from leanmask.annotate.run import annotate_data, export_annotations
     from leanmask.bench.table import bench
     from leanmask.data.check import check
+    from leanmask.data.convert.translate import convert
     from leanmask.data.digits import write_digits
     from leanmask.data.splits import split
     from leanmask.doctor import doctor
@@ -23,19 +25,24 @@ if TYPE_CHECKING:
     from leanmask.reports.review import write_review
     from leanmask.run import resume, train
     from leanmask.spending import budget
+    from leanmask.suggestions import suggest
 
 _HOME = {
+    "annotate_data": "leanmask.annotate.run",
     "bench": "leanmask.bench.table",
     "budget": "leanmask.spending",
     "check": "leanmask.data.check",
+    "convert": "leanmask.data.convert.translate",
     "doctor": "leanmask.doctor",
     "evaluate": "leanmask.inference",
+    "export_annotations": "leanmask.annotate.run",
     "load": "leanmask.inference",
     "predict": "leanmask.inference",
     "pseudo": "leanmask.pseudo.images",
     "quality": "leanmask.evaluation.trust",
     "resume": "leanmask.run",
     "split": "leanmask.data.splits",
+    "suggest": "leanmask.suggestions",
     "train": "leanmask.run",
     "write_digits": "leanmask.data.digits",
     "write_report": "leanmask.reports.page",
@@ -43,17 +50,21 @@ _HOME = {
 }
 
 __all__ = [
+    "annotate_data",
     "bench",
     "budget",
     "check",
+    "convert",
     "doctor",
     "evaluate",
+    "export_annotations",
     "load",
     "predict",
     "pseudo",
     "quality",
     "resume",
     "split",
+    "suggest",
     "train",
     "write_digits",
     "write_report",

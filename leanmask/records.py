@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, Self
 
 import torch
@@ -17,16 +16,9 @@ from torch import Tensor
 
 from leanmask.geometry import Frame
 from leanmask.masks import Crops, Masks
+from leanmask.supervision import Supervision
 
-
-class Supervision(IntEnum):
-    """What a person said about an object, from nothing to everything. The order is that of labelling effort."""
-
-    NONE = 0  # a pseudo-object: nobody labelled it
-    POINT = 1  # one point and a class
-    BOX = 2  # box and class
-    POINTS = 3  # box, class and classified points
-    MASK = 4  # box, class and full mask
+__all__ = ["Batch", "Instances", "MaskPredictions", "Proposals", "Supervision", "Target", "Views"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -87,6 +87,7 @@ class Session:
         self.validation = AnnotationStore.open(
             val.annotations, val.images, unannotated=unannotated, classes=self.classes
         )
+        self.measurable = self.validation.census().exhaustive_images > 0
         self.method: Method = config.build_method(self._facts(census))
         self.unlabelled = self._unlabelled(splits) if self.method.uses_unlabelled else None
         self.loader = self._loader()
@@ -167,6 +168,11 @@ class Session:
 
         self._on_progress = on_progress
         self._tell(0, f"{self.labelled.census().to_text()}; weights: {self.student.weights_note}")
+        if not self.measurable:
+            val = self.config.data.val_split
+            self._tell(
+                0, f"no image of split '{val}' is annotated exhaustively: nothing is measured, the teacher is kept"
+            )
         job = Job(
             student=self.student,
             teacher=self.teacher,
@@ -218,7 +224,7 @@ class Session:
         )
         networks = {"student": self.student, "teacher": self.teacher.model}
         measured: dict[str, dict[str, Any]] = {}
-        for who in self.config.evaluation.who:
+        for who in self.config.evaluation.who if self.measurable else ():
             self._tell(step, f"evaluating the {who}")
             evaluation = validator.measure(networks[who], self.folder / "evaluation" / who)
             if evaluation is not None:

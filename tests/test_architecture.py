@@ -13,12 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "leanmask"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What a room may import of the package, besides itself. Everything else points up or sideways.
-BASE = {"errors", "geometry", "masks", "records", "config", "costs", "distributed", "processes"}
+BASE = {"errors", "geometry", "rle", "masks", "supervision", "records", "config", "costs", "distributed", "processes"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "geometry": {"errors"},
-    "masks": {"errors", "geometry"},
-    "records": {"geometry", "masks"},
+    "rle": {"errors", "geometry"},
+    "masks": {"geometry", "rle"},
+    "supervision": set(),
+    "records": {"geometry", "masks", "supervision"},
     "config": {"errors"},
     "costs": {"errors"},
     "distributed": set(),
@@ -30,6 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "engine": BASE | {"models.base", "methods.base"},
     "evaluation": BASE | {"models.base"},
     "reports": {"errors"},
+    # Labelling needs neither tensors nor models: see test_labelling_is_light.
+    "annotate": {"errors", "geometry", "rle", "supervision", "costs", "data"},
 }
 
 
@@ -76,6 +80,7 @@ def test_only_the_wiring_is_unrestricted() -> None:
         "settings",
         "stages",
         "spending",
+        "suggestions",
     }
 
 
@@ -109,3 +114,17 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
 def test_importing_is_light() -> None:
     code = "import leanmask, leanmask.reports.page, sys; assert 'torch' not in sys.modules; assert leanmask.__version__"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+HEAVY = ("torch", "torchvision", "transformers", "accelerate", "sklearn")
+
+
+def test_labelling_is_light() -> None:
+    """The annotation server and its verb start at once: nothing they import, near or far, loads a tensor library."""
+    modules = [f"leanmask.{path.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}" for path in FILES]
+    light = [name for name in modules if name.split(".")[1] == "annotate" and not name.endswith("__init__")]
+    assert light
+    names = ", ".join([*light, "leanmask.cli", "leanmask.cli.collect"])
+    code = f"import {names}, sys; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert not done.stdout.split()

@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 from leanmask.data.annotation import segmentation_of
 from leanmask.data.coco import AnnotationStore, ClassMap, read_json
 from leanmask.errors import DataError
-from leanmask.masks import rle_crop, segmentation_bounds
 from leanmask.records import Supervision
+from leanmask.rle import rle_crop, segmentation_bounds
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from leanmask.errors import ConfigError, DataError
 from leanmask.evaluation.coco_ap import Evaluation, evaluate_results
 from leanmask.evaluation.rle_check import rle_areas
-from leanmask.masks import decode_counts
+from leanmask.rle import decode_counts
 
 Row = dict[str, Any]
 CLASSES = (90, 3, 11, 40)  # sparse, in no order; 40 never occurs in a truth

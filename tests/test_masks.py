@@ -14,18 +14,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from leanmask.errors import DataError
 from leanmask.geometry import Frame, transform_points
-from leanmask.masks import (
-    Crops,
-    Grids,
-    Rles,
-    decode_counts,
-    encode_crop,
-    network_crop,
-    polygon_crop,
-    rle_crop,
-    segmentation_bounds,
-    to_rles,
-)
+from leanmask.masks import Crops, Grids, Rles, to_rles
+from leanmask.rle import decode_counts, encode_crop, network_crop, polygon_crop, rle_crop, segmentation_bounds
 
 settings.register_profile("quick", max_examples=60, deadline=None)
 settings.load_profile("quick")

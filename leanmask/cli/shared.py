@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from leanmask import __version__
+from leanmask.cli.verbs import Verbs
 from leanmask.console import output, print_json
 
 app = typer.Typer(
     name="leanmask",
+    cls=Verbs,
     help="Train instance segmentation from the labels you can afford: masks, boxes, points, nothing.",
     no_args_is_help=True,
     add_completion=True,

@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from leanmask.bench.annotate import bench_annotate
 from leanmask.bench.demo import demo as run_demo
 from leanmask.bench.speed import speed as measure_speed
+from leanmask.bench.suggest import bench_suggest, seconds_of
 from leanmask.bench.table import BenchOptions
 from leanmask.bench.table import bench as run_bench
 from leanmask.cli.shared import Json, Overrides, app, say
@@ -20,7 +22,7 @@ from leanmask.reports.tables import render_rich
 
 @app.command(epilog="Examples: leanmask bench sparse-1 --seeds 3   |   leanmask bench speed")
 def bench(
-    protocol: Annotated[str, typer.Argument(help="A protocol, e.g. sparse-1, or 'speed'.")],
+    protocol: Annotated[str, typer.Argument(help="A protocol, e.g. sparse-1, suggest-3600, 'speed' or 'annotate'.")],
     overrides: Overrides = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 .. N-1.")] = 1,
     arms: Annotated[str | None, typer.Option(help="Comma-separated rows; all when left out.")] = None,
@@ -37,6 +39,10 @@ def bench(
         rows = measure_speed(results)
         say(as_json, rows, json.dumps(rows, indent=1))
         return
+    if protocol == "annotate":
+        measured = bench_annotate(results)
+        say(as_json, measured, json.dumps(measured, indent=1))
+        return
     names = tuple(arms.split(",")) if arms else None
     options = BenchOptions(
         seeds=seeds,
@@ -49,8 +55,9 @@ def bench(
         overrides=tuple(overrides or ()),
         model=model,
     )
+    build = run_bench if seconds_of(protocol) is None else bench_suggest
     with progress(f"bench {protocol}", as_json) as on_progress:
-        table = run_bench(protocol, options, on_progress=on_progress)
+        table = build(protocol, options, on_progress=on_progress)
     if as_json:
         print_json(table.rows)
     else:

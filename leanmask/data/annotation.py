@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 
 from leanmask.errors import DataError
 from leanmask.geometry import FloatArray, xywh_to_xyxy
-from leanmask.masks import Segmentation, decode_counts, segmentation_bounds
-from leanmask.records import Supervision
+from leanmask.rle import Segmentation, decode_counts, segmentation_bounds
+from leanmask.supervision import Supervision
 
 Row = dict[str, Any]
 Size = tuple[int, int]  # (height, width), pixels

@@ -19,8 +19,8 @@ from leanmask.data.grouping import ANNOTATED, EXHAUSTIVE, PARTIAL, file_pack, fo
 from leanmask.data.pack import Pack
 from leanmask.errors import DataError, suggest
 from leanmask.geometry import FloatArray
-from leanmask.masks import Segmentation
-from leanmask.records import Supervision
+from leanmask.rle import Segmentation
+from leanmask.supervision import Supervision
 
 __all__ = [
     "AnnotationStore",

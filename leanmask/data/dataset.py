@@ -25,8 +25,8 @@ from leanmask.data.views.copy_paste import Scene, can_be_pasted, paste
 from leanmask.data.views.targets import IntArray, place, to_target
 from leanmask.errors import ConfigError, DataError
 from leanmask.geometry import Frame
-from leanmask.masks import ByteArray
 from leanmask.records import Target, Views
+from leanmask.rle import ByteArray
 
 MOST_FAILURES = 10  # unreadable images in a row before training gives up
 

@@ -18,7 +18,7 @@ from leanmask.data.new_folder import new_folder
 from leanmask.data.scenes import COUNT_RANGE, SPLITS, DrawnObject, Scene, compose, sample_pools
 from leanmask.errors import ConfigError
 from leanmask.geometry import FloatArray
-from leanmask.masks import encode_crop
+from leanmask.rle import encode_crop
 
 # The category id is the digit + 1.
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -17,7 +17,7 @@ from leanmask.data.annotation import Row, first_fault, supervision_of
 from leanmask.data.files import image_files, read_json
 from leanmask.data.pack import Pack, Piece, cache_key, find_pack, return_memory, text_key, write_pack
 from leanmask.errors import DataError
-from leanmask.records import Supervision
+from leanmask.supervision import Supervision
 
 ANNOTATED, EXHAUSTIVE, PARTIAL = 1, 2, 4  # bits of an image's flag; the last two are what its `exhaustive` field says
 

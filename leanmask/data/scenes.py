@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from leanmask.errors import DataError
 from leanmask.geometry import FloatArray
-from leanmask.masks import ByteArray, Region
+from leanmask.rle import ByteArray, Region
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.int64]

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from leanmask.errors import DataError
 from leanmask.evaluation.rle_check import IntArray, checked_rles
-from leanmask.masks import Rle
+from leanmask.rle import Rle
 
 Row = dict[str, Any]
 Identifier = int | str

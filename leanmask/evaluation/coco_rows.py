@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from leanmask.errors import ConfigError, DataError
 from leanmask.evaluation.coco_files import CocoTruth, Identifier, Row
 from leanmask.evaluation.rle_check import checked_rles
-from leanmask.masks import Rle
+from leanmask.rle import Rle
 
 Kind = Literal["segm", "bbox"]
 

@@ -14,8 +14,9 @@ from pycocotools import mask as coco_mask
 from leanmask.errors import DataError
 from leanmask.evaluation.coco_files import CocoTruth, Identifier, Row
 from leanmask.geometry import FloatArray, Frame, transform_boxes
-from leanmask.masks import Rle, encode_crop, to_rles
+from leanmask.masks import to_rles
 from leanmask.records import Instances
+from leanmask.rle import Rle, encode_crop
 
 MATCH_IOU = 0.5
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 from leanmask.errors import DataError
-from leanmask.masks import Rle
+from leanmask.rle import Rle
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

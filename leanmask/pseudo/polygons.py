@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from skimage.measure import find_contours
 
-from leanmask.masks import rle_crop
+from leanmask.rle import rle_crop
 
 
 def to_polygons(rle: dict[str, Any]) -> list[list[float]]:

@@ -14,7 +14,7 @@ from leanmask.data.checking.images import Probe
 from leanmask.data.checking.rows import SLACK_PX, image_size
 from leanmask.data.checking.splits import Loaded, hashable
 from leanmask.geometry import xywh_to_xyxy
-from leanmask.masks import segmentation_bounds
+from leanmask.rle import segmentation_bounds
 
 
 @dataclass(frozen=True)

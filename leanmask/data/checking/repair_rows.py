@@ -10,7 +10,7 @@ import numpy as np
 from leanmask.data.annotation import Fault, Row, Size, box_of, faults, is_number, segmentation_of, supervision_of
 from leanmask.data.checking.rows import WARNINGS, points_inside, polygon_area, row_faults
 from leanmask.geometry import FloatArray, xywh_to_xyxy, xyxy_to_xywh
-from leanmask.records import Supervision
+from leanmask.supervision import Supervision
 
 ROUNDS = 4  # a repaired mask gives a new box, a new box moves points out: each round looks at all again
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from leanmask.data.annotation import Fault, Row, Size, faults, is_number, segmentation_of
 from leanmask.geometry import FloatArray, xywh_to_xyxy
-from leanmask.masks import segmentation_bounds
+from leanmask.rle import segmentation_bounds
 
 SLACK_PX = 1.0  # tools disagree on half pixels and on inclusive edges
 MIN_BOX_MASK_IOU = 0.5

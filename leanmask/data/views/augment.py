@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from leanmask.config import AugmentConfig
 from leanmask.errors import ConfigError
 from leanmask.geometry import FloatArray, Frame
-from leanmask.masks import ByteArray
+from leanmask.rle import ByteArray
 
 # Probability, range of the area as a share of the image, range of height / width. From PL-DC's code; its paper prints
 # other aspect ratios for the last two.

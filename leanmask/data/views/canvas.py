@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from leanmask.errors import DataError
 from leanmask.geometry import Frame, transform_boxes
-from leanmask.masks import ByteArray
+from leanmask.rle import ByteArray
 
 # ImageNet's mean colour: after the usual normalisation of pretrained backbones the padding is about zero.
 PADDING_RGB = (124, 116, 104)
@@ -55,6 +55,20 @@ def read_canvas(path: Path, frame: Frame, exif: Exif) -> ByteArray:
     256. Raises UnreadableImage for missing and damaged files; DataError where the size contradicts
     `frame.image_size`, and for an EXIF rotation with `exif="error"`.
     """
+    pixels, reduction = _read(path, frame, exif)
+    return _draw(pixels, reduction, frame)
+
+
+def read_picture(path: Path, size: tuple[int, int], exif: Exif) -> Image.Image:
+    """The whole image in its own resolution, upright, in mode RGB or L; `size` (height, width) is what it must have.
+
+    Raises as `read_canvas` does.
+    """
+    return _read(path, Frame(size, size, (1.0, 1.0), (0.0, 0.0)), exif)[0]
+
+
+def _read(path: Path, frame: Frame, exif: Exif) -> tuple[Image.Image, float]:
+    """The upright picture, and how many times smaller than the file it was decoded."""
     try:
         with Image.open(path) as image:
             orientation = 1 if exif == "ignore" else image.getexif().get(_ORIENTATION, 1)
@@ -63,9 +77,7 @@ def read_canvas(path: Path, frame: Frame, exif: Exif) -> ByteArray:
             pixels = _as_rgb_or_grey(image, path)
     except _BROKEN as error:
         raise UnreadableImage(str(path), _reason(error)) from None
-    if orientation in _TRANSPOSE:
-        pixels = pixels.transpose(_TRANSPOSE[orientation])
-    return _draw(pixels, reduction, frame)
+    return pixels.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else pixels, reduction
 
 
 def image_size(path: Path, exif: Exif) -> tuple[int, int]:

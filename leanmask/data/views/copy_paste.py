@@ -25,8 +25,8 @@ from leanmask.data.views.targets import (
     tighten,
 )
 from leanmask.geometry import FloatArray, Frame
-from leanmask.masks import ByteArray, Region
-from leanmask.records import Supervision
+from leanmask.rle import ByteArray, Region
+from leanmask.supervision import Supervision
 
 MOST_PASTED = 100
 # mmdetection's thresholds hold at its usual 800 px; lengths shrink with the canvas, areas with its square.

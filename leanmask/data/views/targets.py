@@ -16,8 +16,9 @@ import torch
 
 from leanmask.data.coco import ImageRecord, ObjectRecord
 from leanmask.geometry import FloatArray, Frame, transform_boxes, transform_points
-from leanmask.masks import ByteArray, Crops, Region, network_crop, segmentation_bounds
+from leanmask.masks import Crops
 from leanmask.records import Instances, Target
+from leanmask.rle import ByteArray, Region, network_crop, segmentation_bounds
 
 SMALLEST_SIDE_PX = 1.0  # boxes that are smaller on the canvas cannot be learned
 SMALLEST_VISIBLE_FRACTION = 0.05  # of the area of a box without a mask, whose visible part is not known any better

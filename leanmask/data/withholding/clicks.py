@@ -16,7 +16,7 @@ from leanmask.data.annotation import Size, segmentation_of
 from leanmask.data.withholding.chance import stable_number
 from leanmask.errors import DataError
 from leanmask.geometry import FloatArray
-from leanmask.masks import Rle, decode_counts, rle_crop
+from leanmask.rle import Rle, decode_counts, rle_crop
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -113,6 +113,26 @@ def mass_centre(rle: Rle) -> FloatArray | None:
     """
     pixels = _mask_pixels(rle)
     return pixels.mean(axis=0) + 0.5 if len(pixels) else None
+
+
+def innermost_pixel(rle: Rle) -> IntArray | None:
+    """(2,) index of the pixel of a mask that is farthest from every pixel outside, to a pixel (the first of several);
+    None when the mask is empty. What lies beyond the image counts as outside.
+    """
+    x, y, width, height = (int(number) for number in coco_mask.toBbox(rle))
+    if not width:
+        return None
+    inside = np.pad(rle_crop(rle, (x, y, width, height)), 1).astype(bool)
+    deepest, reach, too_far = inside, 0, min(width, height)
+    while too_far - reach > 1:
+        middle = (reach + too_far) // 2
+        deep = inside & ~_within(~inside, middle)
+        if deep.any():
+            deepest, reach = deep, middle
+        else:
+            too_far = middle
+    row, column = np.argwhere(deepest)[0].tolist()
+    return np.array([x + column - 1, y + row - 1], dtype=np.int64)
 
 
 def random_inside(rle: Rle, seed: int, annotation_id: int) -> FloatArray | None:

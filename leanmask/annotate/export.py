@@ -1,0 +1,242 @@
+"""Answers to COCO: the file that `leanmask train` reads. The same answers always give the same bytes; nothing that a
+person was unsure about becomes a label, and the user's own files are only read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanmask.annotate.source import Source, Thing
+from leanmask.annotate.store import FINISHED, Answer
+from leanmask.annotate.tasks import drawn_things, pixels_of
+from leanmask.data.annotation import Row, segmentation_of
+from leanmask.data.withholding.chance import count_of
+from leanmask.data.withholding.clicks import innermost_pixel, rle_of
+from leanmask.errors import DataError
+
+LABELS = {"object": 1, "background": 0}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export holds. disputed: points left out because as many people said object as background. unsure: answers
+    that are no label. decisions: of a review, by what was decided.
+    """
+
+    images: int
+    objects: int
+    pointed_objects: int
+    points: int
+    boxes: int
+    unsure: int
+    disputed: int
+    decisions: Mapping[str, int]
+
+    def to_text(self) -> str:
+        """One sentence."""
+        if self.decisions:
+            told = ", ".join(f"{count} {value.replace('_', ' ')}" for value, count in sorted(self.decisions.items()))
+            return f"{self.objects} objects on {self.images} images; decided: {told}"
+        parts = [f"{self.points} points on {self.pointed_objects} objects"]
+        parts += [f"{self.boxes} boxes drawn"] if self.boxes else []
+        parts += [f"{self.unsure} unsure and left out"] if self.unsure else []
+        parts += [f"{self.disputed} disputed and left out"] if self.disputed else []
+        return f"{', '.join(parts)}; {self.objects} objects on {self.images} images in all"
+
+
+def export_labels(source: Source, answers: Sequence[Answer], seed: int) -> tuple[dict[str, Any], Exported]:
+    """The source with what people drew and pointed at, as a COCO file's content.
+
+    Objects get `point_coords`, `point_labels` and, in the same order, `point_provenance` (who, when, seconds); drawn
+    boxes become annotations with `box_provenance`. Where people disagree about a point the majority counts. seed: that
+    the points were drawn with.
+    """
+    drawn = drawn_things(source, answers)
+    by_object = _by_object(answer for answer in answers if answer.kind == "points" and answer.position >= 0)
+    counts: Counter[str] = Counter()
+    rows = [_pointed(source, thing, thing.row, by_object.get(thing.id, ()), (seed, counts)) for thing in source.things]
+    for thing in drawn:
+        row = _drawn_row(source, thing)
+        rows.append(_pointed(source, thing, row, by_object.get(thing.id, ()), (seed, counts)))
+    content = {**source.content, "images": _images(source, answers), "annotations": rows}
+    content["categories"] = [{"id": key, "name": name} for key, name in source.categories.items()]
+    found = Exported(
+        images=len(content["images"]),
+        objects=len(rows),
+        pointed_objects=counts["objects"],
+        points=counts["points"],
+        boxes=len(drawn),
+        unsure=sum(answer.value == "unsure" for answer in answers),
+        disputed=counts["disputed"],
+        decisions={},
+    )
+    return content, found
+
+
+def _by_object(answers: Iterable[Answer]) -> dict[int, list[Answer]]:
+    found: defaultdict[int, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        found[answer.target].append(answer)
+    return found
+
+
+def _pointed(source: Source, thing: Thing, row: Row, answers: Sequence[Answer], told: tuple[int, Counter[str]]) -> Row:
+    """A row with the points that people classified."""
+    seed, counts = told
+    votes: defaultdict[int, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        if answer.value in LABELS:
+            votes[answer.position].append(answer)
+    if not votes or thing.box_xywh is None:
+        return row
+    pixels = pixels_of(thing.box_xywh, source.size_of(thing.picture), seed, max(votes) + 1, thing.id)
+    coords, labels, provenance = (
+        list(row.get(key) or ()) for key in ("point_coords", "point_labels", "point_provenance")
+    )
+    for position in sorted(votes):
+        given = Counter(answer.value for answer in votes[position])
+        if given["object"] == given["background"]:
+            counts["disputed"] += 1
+            continue
+        (value, _), *_ = given.most_common()
+        first = next(answer for answer in votes[position] if answer.value == value)
+        coords.append(pixels[position])
+        labels.append(LABELS[value])
+        provenance.append(first.provenance())
+    if not coords:
+        return row
+    counts["objects"] += 1
+    counts["points"] += len(coords)
+    return {**row, "point_coords": coords, "point_labels": labels, "point_provenance": provenance}
+
+
+def _drawn_row(source: Source, thing: Thing) -> Row:
+    assert thing.box_xywh is not None, "a drawn object is its box"
+    x, y, w, h = thing.box_xywh
+    image_id = source.pictures[thing.picture].id
+    about = {"id": thing.id, "image_id": image_id, "category_id": thing.category_id}
+    return {**about, "bbox": [x, y, w, h], "area": w * h, "iscrowd": 0, "provenance": "human", **thing.row}
+
+
+def _images(source: Source, answers: Sequence[Answer]) -> list[Row]:
+    """The images, with what people said about them. What nobody finished of a plain folder stays unlabelled."""
+    finished: dict[int, bool] = {}
+    for answer in answers:
+        if answer.kind == "boxes" and answer.value == FINISHED:
+            finished.setdefault(answer.target, bool((answer.detail or {}).get("exhaustive", False)))
+    if not source.plain:
+        rows = source.content["images"]
+        return [{**row, "exhaustive": finished[n]} if n in finished else row for n, row in enumerate(rows)]
+    rows = []
+    for number, picture in enumerate(source.pictures):
+        try:
+            height, width = source.size_of(number)
+        except DataError:
+            continue  # a file that is no picture cannot have been labelled
+        row = {"id": picture.id, "file_name": picture.path.name, "width": width, "height": height}
+        rows.append({**row, "exhaustive": finished.get(number, False)})
+    return rows
+
+
+def export_review(source: Source, answers: Sequence[Answer]) -> tuple[dict[str, Any], Exported]:
+    """A file of pseudo-labels with what people decided, each decision in `review`.
+
+    Accepted and re-classified ones count fully (weight 1). Rejected ones, and those of a wrong class that nobody
+    corrected, get weight 0: training leaves the place alone, as object and as background. Where the mask cuts off, the
+    class and one point inside the mask are kept. What was not decided stays as it was.
+    """
+    decided = {answer.target: answer for answer in answers if answer.kind == "review" and answer.position >= 0}
+    rows = [_reviewed(source, thing, decided.get(thing.id)) for thing in source.things]
+    content = {**source.content, "annotations": rows}
+    content["categories"] = [{"id": key, "name": name} for key, name in source.categories.items()]
+    decisions = Counter(answer.value for answer in decided.values())
+    unsure = decisions["unsure"]
+    return content, Exported(len(content["images"]), len(rows), 0, 0, 0, unsure, 0, dict(decisions))
+
+
+def _reviewed(source: Source, thing: Thing, answer: Answer | None) -> Row:
+    row = thing.row
+    if answer is None or answer.value not in ("accept", "reject", "wrong_class", "cuts_off"):
+        return row
+    review = {"decision": answer.value, **answer.provenance()}
+    corrected = (answer.detail or {}).get("category_id")
+    if answer.value == "accept":
+        return {**row, "weight": 1.0, "review": review}
+    if answer.value == "wrong_class" and corrected is not None:
+        before = {"category_id": row["category_id"]}
+        return {**row, "category_id": corrected, "weight": 1.0, "review": {**review, "before": before}}
+    point = _point_inside(source, thing) if answer.value == "cuts_off" else None
+    if point is None:
+        return {**row, "weight": 0.0, "review": review}
+    kept = {key: value for key, value in row.items() if key not in ("segmentation", "bbox", "area")}
+    return {**kept, "point": point, "weight": 1.0, "review": review}
+
+
+def _point_inside(source: Source, thing: Thing) -> list[float] | None:
+    """The centre of the pixel that lies deepest inside a pseudo-mask, where it is most likely right."""
+    if segmentation_of(thing.row) is None:
+        return None
+    found = innermost_pixel(rle_of(thing.row, source.size_of(thing.picture)))
+    return None if found is None else (found + 0.5).tolist()
+
+
+def join(train: Mapping[str, Any], reviewed: Mapping[str, Any], folders: tuple[Path, Path]) -> dict[str, Any]:
+    """A training file with reviewed pseudo-labels added, under new ids where images are new. folders: of the images of
+    the two files. Raises DataError where they give a class different ids.
+    """
+    own, other = ({row["name"]: row["id"] for row in content["categories"]} for content in (train, reviewed))
+    wrong = [name for name, number in other.items() if own.get(name) != number]
+    if wrong:
+        raise DataError(f"class '{wrong[0]}' of the pseudo-labels has another id in the training data, or none there")
+    place, there = (Path(os.path.realpath(folder)) for folder in folders)
+    images, rows = list(train["images"]), list(train["annotations"])
+    known = {os.path.realpath(place / row["file_name"]): row["id"] for row in images}
+    free = max((row["id"] for row in images if isinstance(row["id"], int)), default=0)
+    number = max((row["id"] for row in rows), default=0)
+    image_ids: dict[Any, Any] = {}
+    for image in reviewed["images"]:
+        path = os.path.realpath(there / image["file_name"])
+        if path not in known:
+            free += 1
+            known[path] = free
+            images.append({**image, "id": free, "file_name": Path(os.path.relpath(path, place)).as_posix()})
+        image_ids[image["id"]] = known[path]
+    added = (
+        {**row, "id": number + place_in, "image_id": image_ids[row["image_id"]]}
+        for place_in, row in enumerate(reviewed["annotations"], start=1)
+    )
+    return {**train, "images": images, "annotations": [*rows, *added]}
+
+
+def by_use(content: Mapping[str, Any], share: float, order: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """A labelled folder of images as splits: `share` of the finished images, the first in `order` (positions), are
+    "val", the others "train", and what nobody has finished is "unlabelled". A split without images is left out.
+
+    An image of "val" whose objects have no masks says `exhaustive: false`: nothing can be measured on it until somebody
+    draws them.
+    """
+    finished = [place for place in order if content["images"][place].get("exhaustive")]
+    held = min(count_of(share, len(finished)), max(len(finished) - 1, 0))
+    use = dict.fromkeys(range(len(content["images"])), "unlabelled")
+    use |= {place: "val" if rank < held else "train" for rank, place in enumerate(finished)}
+    drawn_on = {row["image_id"] for row in content["annotations"]}
+    for place, image in enumerate(content["images"]):
+        if use[place] == "unlabelled" and image["id"] in drawn_on:
+            use[place] = "train"
+    parts = {name: _part(content, {place for place in use if use[place] == name}) for name in sorted(set(use.values()))}
+    if "val" in parts:
+        lacking = {row["image_id"] for row in parts["val"]["annotations"] if not row.get("segmentation")}
+        images = parts["val"]["images"]
+        parts["val"]["images"] = [{**row, "exhaustive": row["id"] not in lacking} for row in images]
+    return parts
+
+
+def _part(content: Mapping[str, Any], places: set[int]) -> dict[str, Any]:
+    images = [row for place, row in enumerate(content["images"]) if place in places]
+    kept = {row["id"] for row in images}
+    return {**content, "images": images, "annotations": [r for r in content["annotations"] if r["image_id"] in kept]}

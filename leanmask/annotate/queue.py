@@ -1,0 +1,50 @@
+"""The file that `leanmask suggest` writes and `leanmask annotate --queue` follows: what to label next, in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from leanmask.annotate.source import Source
+from leanmask.annotate.tasks import MOST_POINTS, Unit
+from leanmask.data.files import read_json
+from leanmask.errors import DataError
+
+FORMAT = 1
+
+
+def read_queue(path: Path, source: Source) -> tuple[list[Unit], int]:
+    """The units of a queue file, and how many masks it asks for, which are drawn in another tool.
+
+    Raises DataError for a file that is no queue, or asks about what the source does not have.
+    """
+    content = read_json(path)
+    items = content.get("items")
+    if content.get("leanmask_queue") != FORMAT or not isinstance(items, list):
+        raise DataError(f"{path} is no queue; `leanmask suggest DATA --hours N --out QUEUE` writes one")
+    positions = {picture.id: place for place, picture in enumerate(source.pictures)}
+    units: dict[tuple[str, int], Unit] = {}
+    masks = 0
+    for number, item in enumerate(items, start=1):
+        unit = _unit(item, source, positions, f"{path}: item {number}")
+        masks += unit is None
+        if unit is not None:
+            units.setdefault((unit.kind, unit.target), unit)
+    return list(units.values()), masks
+
+
+def _unit(item: Any, source: Source, positions: dict[Any, int], where: str) -> Unit | None:
+    kind = item.get("kind") if isinstance(item, dict) else None
+    if kind == "boxes":
+        if item.get("image_id") not in positions:
+            raise DataError(f"{where} is about image {item.get('image_id')!r}, which {source.origin} does not have")
+        return Unit("boxes", positions[item["image_id"]])
+    if kind not in ("points", "mask"):
+        raise DataError(f"{where} is of kind {kind!r}; allowed: points, boxes and mask")
+    target = item.get("annotation_id")
+    if target not in source.thing_index or source.things[source.thing_index[target]].box_xywh is None:
+        raise DataError(f"{where} is about object {target!r}, which {source.origin} does not have, or not with a box")
+    count = item.get("points", 10)
+    if kind == "points" and not (type(count) is int and 1 <= count <= MOST_POINTS):
+        raise DataError(f"{where} asks for {count!r} points; allowed: 1 to {MOST_POINTS}")
+    return Unit("points", target, count) if kind == "points" else None

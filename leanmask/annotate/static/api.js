@@ -1,0 +1,42 @@
+// The server's interface.
+
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+async function ask(path, body) {
+  const options = body === undefined ? {} : {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body: JSON.stringify(body),
+  };
+  const response = await fetch(path, { credentials: "same-origin", ...options });
+  if (!response.ok) {
+    const told = await response.json().catch(() => ({}));
+    throw new Refused(response.status, typeof told.detail === "string" ? told.detail : response.statusText);
+  }
+  return response.json();
+}
+
+export const state = () => ask("/api/state");
+export const statistics = () => ask("/api/statistics");
+export const claim = (annotator, tab, count) => ask("/api/claim", { annotator, tab, count });
+export const answer = (annotator, tab, answers) => ask("/api/answers", { annotator, tab, answers });
+export const undo = (annotator, tab, id) => ask("/api/undo", { annotator, tab, id });
+
+const query = (view, longest) =>
+  `x=${view[0]}&y=${view[1]}&width=${view[2]}&height=${view[3]}&longest=${longest}`;
+
+export const pictureUrl = (picture, view, longest) => `/api/pictures/${picture}?${query(view, longest)}`;
+export const maskUrl = (thing, view, longest) => `/api/masks/${thing}?${query(view, longest)}`;
+
+/** A picture, decoded; rejects when it cannot be had. */
+export async function load(url) {
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  return image;
+}

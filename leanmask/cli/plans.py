@@ -1,0 +1,54 @@
+"""The verb that plans labelling: what to label next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leanmask.cli.shared import Data, Json, app
+from leanmask.console import output, print_json, progress
+from leanmask.costs import LabelCosts
+from leanmask.suggestions import SuggestOptions
+from leanmask.suggestions import suggest as rank_labels
+
+
+@app.command(
+    epilog="Examples: leanmask suggest mydata --hours 4 --out queue.json   |   "
+    "leanmask suggest mydata --run runs/a --hours 4 --out queue.json, then leanmask annotate mydata --queue queue.json"
+)
+def suggest(
+    data: Data,
+    hours: Annotated[float, typer.Option(help="Hours of labelling to plan.")],
+    run: Annotated[Path | None, typer.Option(help="Run whose doubts count; without one, rarity and diversity.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Queue file to write; must not exist yet.")] = None,
+    split: Annotated[str, typer.Option(help="Which split of the data set.")] = "train",
+    points: Annotated[int, typer.Option(min=1, help="Classified points per object.")] = 10,
+    no_masks: Annotated[bool, typer.Option("--no-masks", help="Only what the annotation page collects.")] = False,
+    spotting: Annotated[float, typer.Option(help="Seconds to find an object and name its class, for boxes.")] = 0.0,
+    expected: Annotated[
+        float | None, typer.Option(help="Objects on an image without labels. [default: as on the others]")
+    ] = None,
+    exif: Annotated[str, typer.Option(help="EXIF rotations: error, apply or ignore, as data.exif.")] = "error",
+    as_json: Json = False,
+) -> None:
+    """What to label next: objects and images by expected gain per second, each with its reason in a sentence."""
+    options = SuggestOptions(
+        hours=hours,
+        run=run,
+        split=split,
+        points=points,
+        masks=not no_masks,
+        costs=LabelCosts(spotting_seconds=spotting),
+        expected_objects=expected,
+        exif=exif,  # type: ignore[arg-type]
+    )
+    with progress("looking at images", as_json) as on_progress:
+        found = rank_labels(data, options, out=out, on_progress=on_progress)
+    if as_json:
+        print_json(found.to_json())
+        return
+    output.print(found.to_text(), markup=False)
+    if out is not None:
+        output.print(f"queue: {out}", markup=False)

@@ -1,0 +1,152 @@
+"""`leanmask convert`: reads one format, writes another. The user's files are only read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leanmask.data.annotation import supervision_of
+from leanmask.data.convert import cvat, label_studio
+from leanmask.data.convert.shapes import Left, categories_from
+from leanmask.data.files import read_json, why, write_atomically, write_json
+from leanmask.data.grouping import Totals, categories_of, group_images
+from leanmask.data.layout import locate
+from leanmask.data.views.canvas import image_size
+from leanmask.errors import ConfigError, DataError, suggest
+
+FORMATS = ("coco", "label-studio", "cvat")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """to: the format to write. split: which one, where a data set is converted. images: their folder, to read sizes
+    that a file does not tell. like: a data set whose class ids to use. prefix: what comes before file names in Label
+    Studio.
+    """
+
+    to: str = "coco"
+    split: str = "train"
+    images: Path | None = None
+    like: Path | None = None
+    prefix: str = label_studio.LOCAL_FILES
+
+    def __post_init__(self) -> None:
+        if self.to not in FORMATS:
+            raise ConfigError(f"unknown format '{self.to}'{suggest(self.to, FORMATS)}")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written. objects: by kind of label. left_out: what the format cannot say. config: of Label Studio."""
+
+    out: Path
+    images: int
+    objects: dict[str, int]
+    left_out: dict[str, int]
+    config: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "out": str(self.out), "config": str(self.config) if self.config else None}
+
+    def to_text(self) -> str:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.objects.items()) or "none"
+        lines = [f"{self.images} images, objects by label: {kinds}: {self.out}"]
+        lines += [f"left out: {count} {what}" for what, count in self.left_out.items()]
+        lines += [f"labelling interface for the project's settings: {self.config}"] if self.config else []
+        return "\n".join(lines)
+
+
+def convert(source: str | Path, out: str | Path, options: ConvertOptions = ConvertOptions()) -> Converted:
+    """Convert a data set's split, a COCO file (.json), Label Studio's export (.json) or CVAT's (.xml) into a new file.
+
+    Raises DataError for what cannot be read or exists already, ConfigError for an unknown format.
+    """
+    source, out = Path(source).expanduser(), Path(out)
+    if out.exists():
+        raise DataError(f"{out} exists already and is never overwritten; give another name")
+    content, left = _read(source, options)
+    config: Path | None = None
+    if options.to == "coco":
+        write_json(out, content)
+    elif options.to == "cvat":
+        written, more = cvat.to_cvat(content)
+        left += more
+        write_atomically(out, written)
+    else:
+        tasks, more = label_studio.to_label_studio(content, options.prefix)
+        left += more
+        config = out.with_name(f"{out.stem}-interface.xml")
+        names = [row["name"] for row in content["categories"]]
+        write_atomically(config, label_studio.labelling_config(names).encode())
+        write_json(out, tasks)
+    kinds = Counter(supervision_of(row).name.lower() for row in content["annotations"])
+    return Converted(out, len(content["images"]), dict(sorted(kinds.items())), dict(left), config)
+
+
+def _read(source: Path, options: ConvertOptions) -> tuple[dict[str, Any], Left]:
+    known = None if options.like is None else _known_classes(options.like, options.split)
+    if source.is_dir() or source.suffix.lower() in (".yaml", ".yml"):
+        return _coco(_annotations(source, options.split)), Left()
+    if source.suffix.lower() == ".xml":
+        root = cvat.read_cvat(source)
+        return cvat.from_cvat(root, categories_from(cvat.class_names(root), known))
+    content = _json(source)
+    if isinstance(content, dict):
+        return _coco(source), Left()
+    categories = categories_from(label_studio.class_names(content), known)
+    try:
+        return label_studio.from_label_studio(content, categories, _sizes(content, options.images))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{source} is no export of Label Studio that can be read: {error!r}") from None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {why(error)}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from None
+
+
+def _annotations(data: Path, split: str) -> Path:
+    splits = locate(data)
+    if split not in splits:
+        raise DataError(f"{data} has no split '{split}'{suggest(split, splits)}")
+    annotations = splits[split].annotations
+    if annotations is None:
+        raise DataError(f"split '{split}' of {data} is a folder of images without annotations")
+    return annotations
+
+
+def _coco(path: Path) -> dict[str, Any]:
+    """The content of a COCO file that was looked through row by row."""
+    content = read_json(path)
+    for _ in group_images(content, path, Totals()):
+        pass
+    return content
+
+
+def _known_classes(data: Path, split: str) -> dict[str, int]:
+    path = data if data.suffix.lower() == ".json" else _annotations(data, split)
+    return {name: number for number, name in categories_of(read_json(path), path)}
+
+
+def _sizes(tasks: Any, images: Path | None) -> Mapping[str, tuple[int, int]]:
+    """Sizes of the images that tasks name and that lie in the folder."""
+    found: dict[str, tuple[int, int]] = {}
+    for task in tasks if images is not None else ():
+        name = label_studio.file_name(str(task["data"].get("image", "")))
+        assert images is not None
+        for path in (images / name, images / Path(name).name):
+            if path.is_file():
+                found[name] = image_size(path, "apply")
+                break
+    return found

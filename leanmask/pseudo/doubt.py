@@ -1,0 +1,116 @@
+"""How unsure a run is: about the class and the mask of objects with a box, and about what is on images without labels.
+
+Student and teacher of the run's last checkpoint are compared where both are there.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from leanmask.data.dataset import EvalDataset, ImageSource
+from leanmask.data.loader import evaluation_batches
+from leanmask.engine.checkpoint import fit_weights, load_weights
+from leanmask.evaluation.predictions import predict_views
+from leanmask.inference import Loaded
+from leanmask.labels.boxes import boxes_without_mask
+from leanmask.labels.weigh import mask_uncertainty
+from leanmask.labels.worth import Doubt
+from leanmask.records import Instances, Views
+
+LEAST_SCORE = 0.3  # of a prediction that is taken for an expected object
+SAME_BOX_IOU = 0.5
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass
+class Doubts:
+    """objects: of every object with a box and without a mask, by annotation id. expected: of every image, the class
+    index and doubt of each object that is predicted there.
+    """
+
+    objects: dict[int, Doubt] = field(default_factory=dict)
+    expected: dict[int | str, list[tuple[int, Doubt]]] = field(default_factory=dict)
+
+
+def networks(loaded: Loaded, run: Path) -> list[Loaded]:
+    """The run's best network, or student and teacher of its last checkpoint where it has both."""
+    paths = [run / "checkpoints" / "last" / f"{who}.safetensors" for who in ("student", "teacher")]
+    if not all(path.is_file() for path in paths):
+        return [loaded]
+    found = []
+    for path in paths:
+        model = copy.deepcopy(loaded.model)
+        fit_weights(model, load_weights(path)[0], path)
+        found.append(dataclasses.replace(loaded, model=model.eval()))
+    return found
+
+
+def measure_doubt(loaded: list[Loaded], source: ImageSource, on_progress: OnProgress | None = None) -> Doubts:
+    """Ask one or two networks about every image of a source; the last one is whose predictions count."""
+    doubts, done = Doubts(), 0
+    main = loaded[-1]
+    dataset = EvalDataset(source, main.config.data)
+    batches = evaluation_batches(dataset, main.config.evaluation.batch_size, workers=main.config.data.workers)
+    for views in batches:
+        _about_boxes(loaded, views, doubts)
+        _about_images(main, views, doubts)
+        done += len(views)
+        if on_progress:
+            on_progress(done, len(dataset))
+    return doubts
+
+
+def _about_boxes(loaded: list[Loaded], views: Views, doubts: Doubts) -> None:
+    main = loaded[-1]
+    moved = views.to(main.device)
+    proposals, lacking = boxes_without_mask(moved.targets)
+    if not len(proposals.boxes):
+        return
+    grids = []
+    for each in loaded:
+        lower = each.config.train.precision == "bf16"
+        with torch.inference_mode(), torch.autocast(each.device.type, torch.bfloat16, enabled=lower):
+            said = each.model.predict_masks(moved.weak, proposals, fine=True)
+        grids.append(said.of_category().float().sigmoid())
+    unsure = mask_uncertainty(grids[-1]).mean((1, 2)).tolist()
+    apart = (1 - _iou(grids[0] > 0.5, grids[-1] > 0.5)).tolist() if len(grids) > 1 else [None] * len(unsure)
+    classes = _class_doubts(main, views, lacking)
+    ids = [int(number) for instances in lacking for number in (instances.ids if instances.ids is not None else ())]
+    for number, category, mask, disagreement in zip(ids, classes, unsure, apart, strict=True):
+        doubts.objects[number] = Doubt(category, mask, disagreement)
+
+
+def _iou(one: Tensor, other: Tensor) -> Tensor:
+    common, united = (one & other).sum((1, 2)), (one | other).sum((1, 2))
+    return torch.where(united > 0, common / united.clamp(min=1), 1.0)
+
+
+def _class_doubts(main: Loaded, views: Views, lacking: list[Instances]) -> Iterator[float]:
+    """1 minus the best score of a prediction of the object's class at its box; 1 where there is none."""
+    found = predict_views(main.model, views, main.device, main.config.train.precision)
+    for instances, predicted in zip(lacking, found, strict=True):
+        overlap = box_iou(instances.boxes.float(), predicted.boxes.float().to(instances.boxes.device))
+        same = instances.categories[:, None] == predicted.categories[None].to(instances.boxes.device)
+        assert predicted.scores is not None, "a prediction has scores"
+        scores = torch.where(same & (overlap >= SAME_BOX_IOU), predicted.scores[None].to(overlap), 0.0)
+        best = scores.amax(1) if scores.shape[1] else torch.zeros(len(instances))
+        yield from (1 - best).clamp(0, 1).tolist()
+
+
+def _about_images(main: Loaded, views: Views, doubts: Doubts) -> None:
+    found = predict_views(main.model, views, main.device, main.config.train.precision)
+    for image_id, predicted in zip(views.image_ids, found, strict=True):
+        assert predicted.scores is not None, "a prediction has scores"
+        kept = predicted.scores >= LEAST_SCORE
+        pairs = zip(predicted.categories[kept].tolist(), predicted.scores[kept].tolist(), strict=True)
+        # A score of one half is all doubt; near 0 or 1 the network has made up its mind.
+        doubts.expected[image_id] = [(category, Doubt(1 - score, 1 - abs(2 * score - 1))) for category, score in pairs]

@@ -1,0 +1,233 @@
+"""`leanmask suggest`: which objects or images to label next, with which kind of label, within hours of work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leanmask.costs import LabelCosts
+from leanmask.data.appearance import looks
+from leanmask.data.coco import AnnotationStore, ImageRecord, ObjectRecord
+from leanmask.data.files import write_json
+from leanmask.data.layout import SplitFiles, locate
+from leanmask.data.views.canvas import Exif
+from leanmask.errors import ConfigError, DataError
+from leanmask.errors import suggest as nearest
+from leanmask.inference import load
+from leanmask.labels.budget import seconds_of
+from leanmask.labels.worth import Candidate, Choice, Doubt, Shelf, Shopping, choose, share_of_mask
+from leanmask.pseudo.doubt import Doubts, measure_doubt, networks
+from leanmask.reports.layout import Table, count
+from leanmask.supervision import Supervision
+
+QUEUE_FORMAT = 1
+GUESSED_OBJECTS = 1  # on an image that nobody and no network has looked at
+SHOWN = 10
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SuggestOptions:
+    """hours: of labelling. run: whose doubts count; None = rarity and diversity alone. points: per object. masks:
+    whether masks are for sale; the annotation page has none, another tool draws them. expected_objects: per image, for
+    images without labels where no run tells; None = the mean of the labelled images.
+    """
+
+    hours: float
+    run: Path | None = None
+    split: str = "train"
+    points: int = 10
+    masks: bool = True
+    costs: LabelCosts = field(default_factory=LabelCosts)
+    expected_objects: float | None = None
+    exif: Exif = "error"
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """One label to buy. why: a sentence."""
+
+    kind: str
+    image_id: int | str
+    annotation_id: int | None
+    points: int
+    seconds: float
+    gain: float
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        item: dict[str, Any] = {"kind": self.kind, "image_id": self.image_id}
+        item |= {} if self.annotation_id is None else {"annotation_id": self.annotation_id}
+        item |= {"points": self.points} if self.kind == "points" else {}
+        return {**item, "seconds": round(self.seconds, 3), "gain": round(self.gain, 6), "why": self.why}
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """The labels to buy, best first."""
+
+    data: str
+    split: str
+    run: str | None
+    hours: float
+    items: tuple[Suggestion, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `leanmask annotate --queue` reads."""
+        about = {"leanmask_queue": QUEUE_FORMAT, "data": self.data, "split": self.split, "run": self.run}
+        return {**about, "hours": self.hours, "items": [item.to_json() for item in self.items]}
+
+    def to_text(self) -> str:
+        kinds = Counter(item.kind for item in self.items)
+        spent = sum(item.seconds for item in self.items) / 3600
+        told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) or "nothing"
+        lines = [f"{told}: {spent:.2f} of {self.hours:g} hours"]
+        return "\n".join([*lines, *(f"{place}. {item.why}" for place, item in enumerate(self.items[:SHOWN], start=1))])
+
+    def table(self) -> Table:
+        """Labels and seconds by kind."""
+        kinds = Counter(item.kind for item in self.items)
+        rows = [
+            [kind, count(kinds[kind]), f"{sum(i.seconds for i in self.items if i.kind == kind) / 3600:,.2f}"]
+            for kind in sorted(kinds)
+        ]
+        return Table(f"What to label in {self.hours:g} hours", ("label", "how many", "hours"), rows)
+
+
+def suggest(
+    data: str | Path, options: SuggestOptions, *, out: str | Path | None = None, on_progress: OnProgress | None = None
+) -> Suggested:
+    """Rank what is not labelled yet by expected gain per second, and write the queue file `out`.
+
+    Raises DataError when the data cannot be used, RunError for a run that is none, ConfigError for hours or points that
+    cannot be.
+    """
+    seconds = seconds_of(options.hours)
+    if out is not None and Path(out).exists():
+        raise DataError(f"{out} exists already and is never overwritten; give another name")
+    files = _files(data, options.split)
+    # Images of another split than `train`, such as a folder of unlabelled ones, are of the training data's classes.
+    train = locate(data).get("train")
+    classes = None
+    if train is not None and options.split != "train":
+        classes = AnnotationStore.open(train.annotations, train.images, unannotated="unlabelled").classes
+    store = AnnotationStore.open(files.annotations, files.images, unannotated="unlabelled", classes=classes)
+    if not len(store.classes):
+        raise ConfigError(f"{data} names no classes; label a few images first: leanmask annotate DATA --boxes")
+    doubts = _doubts(store, options, on_progress)
+    records = [store[index] for index in range(len(store))]
+    candidates, shelf = _candidates(records, doubts, options, on_progress)
+    shopping = Shopping(seconds, options.points, options.masks, options.costs)
+    chosen = choose([candidate for candidate, _ in candidates], shopping, shelf)
+    where = {candidate.target: record for candidate, record in candidates}
+    names = store.classes.names
+    items = tuple(_suggestion(choice, where[choice.candidate.target], names, options) for choice in chosen)
+    found = Suggested(str(data), options.split, str(options.run) if options.run else None, options.hours, items)
+    if out is not None:
+        write_json(out, found.to_json())
+    return found
+
+
+def _files(data: str | Path, split: str) -> SplitFiles:
+    splits = locate(data)
+    if split not in splits:
+        raise DataError(f"{data} has no split '{split}'{nearest(split, splits)}")
+    return splits[split]
+
+
+def _doubts(store: AnnotationStore, options: SuggestOptions, on_progress: OnProgress | None) -> Doubts | None:
+    if options.run is None:
+        return None
+    loaded = load(options.run)
+    loaded.classes.require(store.classes, str(options.run))
+    return measure_doubt(networks(loaded, options.run), store, on_progress)
+
+
+def _candidates(
+    records: Sequence[ImageRecord], doubts: Doubts | None, options: SuggestOptions, on_progress: OnProgress | None
+) -> tuple[list[tuple[Candidate, ImageRecord]], Shelf]:
+    """What could be labelled, with its image, and what is labelled already."""
+    bare = [not record.objects and not record.exhaustive for record in records]
+    boxes = [_boxes(record, empty) for record, empty in zip(records, bare, strict=True)]
+    groups = looks(records, boxes, options.exif, on_progress)
+    expected = options.expected_objects or _mean_objects(records)
+    shelf, found = Shelf(), []
+    for record, empty, own in zip(records, bare, groups, strict=True):
+        if empty:
+            objects = _expected(record, doubts, expected)
+            look = int(own[0]) if len(own) else -1
+            if look >= 0:  # an image that cannot be read cannot be labelled
+                found.append((Candidate(("image", record.id), "image", objects, look, 0.0), record))
+            continue
+        for item, look in zip(_boxed(record), own.tolist(), strict=True):
+            has = _worth(item)
+            labelled = Candidate(item.id, "object", ((item.category, Doubt()),), look, has)
+            shelf.add("box", labelled, 1.0)
+            if has > share_of_mask(0):
+                shelf.add("mask", labelled, has)
+            if has < 1 and look >= 0:
+                doubt = Doubt() if doubts is None else doubts.objects.get(item.id, Doubt())
+                found.append((Candidate(("object", item.id), "object", ((item.category, doubt),), look, has), record))
+    return found, shelf
+
+
+def _boxed(record: ImageRecord) -> list[ObjectRecord]:
+    return [item for item in record.objects if np.isfinite(item.box_xyxy).all()]
+
+
+def _boxes(record: ImageRecord, empty: bool) -> np.ndarray:
+    if empty:
+        return np.array([[0.0, 0.0, record.width, record.height]])
+    return np.asarray([item.box_xyxy for item in _boxed(record)], dtype=np.float64).reshape(-1, 4)
+
+
+def _worth(item: ObjectRecord) -> float:
+    """What an object's label is worth now, as a share of a mask. Pseudo-masks count as the box that they may be."""
+    if item.supervision == Supervision.MASK:
+        return 1.0 if item.provenance == "human" else share_of_mask(0)
+    return share_of_mask(len(item.point_labels))
+
+
+def _mean_objects(records: Iterable[ImageRecord]) -> float:
+    counts = [len(record.objects) for record in records if record.objects or record.exhaustive]
+    return sum(counts) / len(counts) if counts else float(GUESSED_OBJECTS)
+
+
+def _expected(record: ImageRecord, doubts: Doubts | None, mean: float) -> tuple[tuple[int | None, Doubt], ...]:
+    if doubts is None:
+        return ((None, Doubt()),) * max(round(mean), 1)
+    return tuple(doubts.expected.get(record.id, ())) or ((None, Doubt()),)
+
+
+def _suggestion(choice: Choice, record: ImageRecord, names: Sequence[str], options: SuggestOptions) -> Suggestion:
+    candidate = choice.candidate
+    number = candidate.target[1] if candidate.kind == "object" else None  # type: ignore[index]
+    why = _sentence(choice, record, names, options.run is not None)
+    return Suggestion(choice.kind, record.id, number, choice.points, choice.seconds, choice.gain, why)
+
+
+def _sentence(choice: Choice, record: ImageRecord, names: Sequence[str], with_run: bool) -> str:
+    """Why a label was chosen: what it is for, how rare that is, how unsure the run is, and the price."""
+    candidate, seconds = choice.candidate, f"{choice.seconds:.0f} s"
+    rare = f"rarity {choice.rarity:.2f} (1 = nothing of its class and look is labelled)"
+    if candidate.kind == "image":
+        objects = candidate.objects
+        doubt = sum(each.total for _, each in objects) / len(objects)
+        about = f"; the run expects {len(objects)} objects there, in doubt by {doubt:.0%}" if with_run else ""
+        return f"Boxes on image {record.id} ({record.path.name}), {seconds}: {rare}{about}."
+    category, doubt_of = candidate.objects[0]
+    label = f"{choice.points} points on" if choice.kind == "points" else "A mask of"
+    name = names[category] if category is not None else "object"
+    about = ""
+    if with_run:
+        about = f"; the run doubts its class by {doubt_of.category:.0%} and its mask by {doubt_of.mask:.0%}"
+        if doubt_of.disagreement is not None:
+            about += f", student and teacher differ by {doubt_of.disagreement:.0%}"
+    share = f"worth {choice.share:.0%} of a mask more"
+    return f"{label} '{name}' {candidate.target[1]} in image {record.id}, {seconds}, {share}: {rare}{about}."  # type: ignore[index]

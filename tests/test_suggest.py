@@ -1,0 +1,187 @@
+"""What to label next: gains, greed against all subsets, reasons, the queue, and the benchmark of its worth."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Outcome
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leanmask.bench.suggest import ARMS, bench_suggest, seconds_of
+from leanmask.bench.table import BenchOptions
+from leanmask.costs import LabelCosts
+from leanmask.data.appearance import looks
+from leanmask.data.coco import AnnotationStore
+from leanmask.data.splits import split
+from leanmask.errors import ConfigError, DataError
+from leanmask.labels.worth import Candidate, Doubt, Shelf, Shopping, best_offer, choose, share_of_mask
+from leanmask.session import TrainSummary
+from leanmask.suggestions import SuggestOptions, suggest
+
+BOX = share_of_mask(0)
+
+
+def thing(number: int, category: int = 0, look: int = 0, doubt: Doubt = Doubt()) -> Candidate:
+    return Candidate(number, "object", ((category, doubt),), look, BOX)
+
+
+def test_published_shares() -> None:
+    assert share_of_mask(10) == pytest.approx(36.1 / 37.2)
+    assert BOX < share_of_mask(5) < share_of_mask(10) < share_of_mask(20) < 1
+    assert share_of_mask(1000) == share_of_mask(20)
+
+
+def test_doubt_grows_with_each_of_its_parts_and_never_vanishes() -> None:
+    assert Doubt(0, 0, 0).total == pytest.approx(0.02)
+    assert Doubt(0.5, 0, None).total == Doubt(0, 0.5, 0).total == Doubt(0, 0, 0.5).total == 0.5
+    assert Doubt(0.5, 0.5, 0.5).total == pytest.approx(0.875)
+    assert Doubt(1, 0.3).total == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.floats(0, 1)), max_size=12), st.floats(1, 400))
+def test_choices_fit_the_time_and_are_greedy(things: list[tuple[int, int, float]], seconds: float) -> None:
+    candidates = [thing(n, c, look, Doubt(0, d)) for n, (c, look, d) in enumerate(things)]
+    shopping, shelf = Shopping(seconds), Shelf()
+    chosen = choose(candidates, shopping, shelf)
+    assert sum(choice.seconds for choice in chosen) <= seconds
+    assert len({choice.candidate.target for choice in chosen}) == len(chosen)
+    # A naive greedy over everything, with a shelf of its own, chooses the same gains.
+    naive, left, waiting = Shelf(), seconds, list(candidates)
+    for choice in chosen:
+        offers = [(best_offer(item, shopping, naive, left), item) for item in waiting]
+        best = max(offer.gain / offer.seconds for offer, _ in offers if offer)
+        assert choice.gain / choice.seconds == pytest.approx(best)
+        waiting.remove(choice.candidate)
+        left -= choice.seconds
+        naive.add("mask", choice.candidate, share_of_mask(10) if choice.kind == "points" else 1.0)
+    assert not any(best_offer(item, shopping, naive, left) for item in waiting)
+
+
+def test_rare_classes_and_new_looks_come_first() -> None:
+    shelf = Shelf()
+    for number in range(9):
+        shelf.add("mask", thing(100 + number, category=0, look=0), 1.0)
+    common, rare, new_look = thing(1, 0, 0), thing(2, 1, 0), thing(3, 0, 5)
+    order = [choice.candidate.target for choice in choose([common, rare, new_look], Shopping(1e4), shelf)]
+    assert order[-1] == 1
+    assert set(order) == {1, 2, 3}
+
+
+def test_doubt_comes_first_and_points_before_masks() -> None:
+    sure, unsure = thing(1, doubt=Doubt(0, 0.1)), thing(2, doubt=Doubt(0, 0.9))
+    first, *_ = choose([sure, unsure], Shopping(9), Shelf())
+    assert (first.candidate.target, first.kind, first.seconds) == (2, "points", 9)
+    cheap = LabelCosts(mask_seconds=8, box_seconds=7)
+    assert choose([sure], Shopping(100, costs=cheap), Shelf())[0].kind == "mask"
+    assert choose([sure], Shopping(8), Shelf()) == []  # too little time for anything
+    pointed = Candidate(1, "object", ((0, Doubt()),), 0, share_of_mask(10))
+    assert [choice.kind for choice in choose([pointed], Shopping(100), Shelf())] == ["mask"]
+    assert choose([pointed], Shopping(100, masks=False), Shelf()) == []
+
+
+def test_an_image_is_priced_by_what_is_expected_there() -> None:
+    image = Candidate("a", "image", ((None, Doubt()),) * 4, 0, 0.0)
+    (choice,) = choose([image], Shopping(1000, costs=LabelCosts(spotting_seconds=3)), Shelf())
+    assert (choice.kind, choice.seconds) == ("boxes", 40)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan])
+def test_impossible_times_are_refused(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="allowed: above 0"):
+        Shopping(seconds)
+
+
+def test_looks_are_groups_of_alike(digits: Path) -> None:
+    store = AnnotationStore.open(digits / "annotations" / "instances_train.json", digits / "images")
+    records = [store[index] for index in range(len(store))]
+    boxes = [np.asarray([item.box_xyxy for item in record.objects]).reshape(-1, 4) for record in records]
+    groups = looks(records, boxes, "error")
+    assert [len(own) for own in groups] == [len(own) for own in boxes]
+    assert all(np.array_equal(a, b) for a, b in zip(groups, looks(records, boxes, "error"), strict=True))
+    assert len(set(itertools.chain(*(own.tolist() for own in groups)))) > 1
+
+
+@pytest.fixture(scope="module")
+def boxed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("suggest") / "boxed"
+    split(digits, out, "boxes")
+    return out
+
+
+def test_without_a_run(boxed: Path, tmp_path: Path) -> None:
+    found = suggest(boxed, SuggestOptions(hours=0.02), out=tmp_path / "queue.json")
+    assert sum(item.seconds for item in found.items) <= 72
+    assert len(found.items) == 8
+    queue = json.loads((tmp_path / "queue.json").read_text())
+    assert queue["leanmask_queue"] == 1
+    item = queue["items"][0]
+    assert item["kind"] == "points"
+    assert item["points"] == 10
+    assert "10 points on '" in item["why"]
+    assert item["why"].endswith(".")
+    assert suggest(boxed, SuggestOptions(hours=0.02)).items == found.items
+    with pytest.raises(DataError, match="exists already"):
+        suggest(boxed, SuggestOptions(hours=1), out=tmp_path / "queue.json")
+
+
+def test_with_a_run(boxed: Path, trained: TrainSummary) -> None:
+    found = suggest(boxed, SuggestOptions(hours=0.02, run=trained.folder))
+    assert found.items
+    assert all("student and teacher differ by" in item.why for item in found.items)
+    assert len({item.gain for item in found.items}) > 1
+
+
+def test_images_without_labels(digits: Path, trained: TrainSummary, tmp_path: Path) -> None:
+    split(digits, tmp_path / "semi", "semi-20")
+    for run in (None, trained.folder):
+        found = suggest(tmp_path / "semi", SuggestOptions(hours=0.05, run=run, split="unlabelled"))
+        assert {item.kind for item in found.items} == {"boxes"}
+        assert "Boxes on image" in found.items[0].why
+    with pytest.raises(DataError, match="did you mean 'train'"):
+        suggest(digits, SuggestOptions(hours=1, split="trian"))
+
+
+def test_the_verb_and_annotate_follow_the_queue(leanmask: Callable[..., Outcome], boxed: Path, tmp_path: Path) -> None:
+    from leanmask.annotate.work import AnnotateOptions, Work
+
+    queue = tmp_path / "queue.json"
+    outcome = leanmask("suggest", boxed, "--hours", 0.01, "--out", queue)
+    assert outcome.code == 0
+    assert "4 points: 0.01 of 0.01 hours" in " ".join(outcome.out.split())
+    work = Work.open(boxed, AnnotateOptions(queue=queue, store=tmp_path / "store.sqlite"))
+    desk, masks = work.desk()
+    ids = [item["annotation_id"] for item in json.loads(queue.read_text())["items"]]
+    assert [unit.target for unit in desk.dealer.units] == ids
+    assert masks == 0
+    work.store.close()
+    assert leanmask("suggest", boxed, "--hours", -1).code == 2
+
+
+def test_seconds_of_the_protocol() -> None:
+    assert seconds_of("sparse-1") is None
+    assert seconds_of("suggest-90.5") == 90.5
+    with pytest.raises(ConfigError, match="suggest-3600"):
+        seconds_of("suggest")
+
+
+def test_the_benchmark_spends_equal_seconds(digits: Path, tmp_path: Path) -> None:
+    overrides = ("train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2")
+    options = BenchOptions(data=digits, work=tmp_path / "work", results=tmp_path / "results", overrides=overrides)
+    table = bench_suggest("suggest-200", options)
+    assert [row["arm"] for row in table.rows] == list(ARMS)
+    bought = {row["arm"]: row["bought"] for row in table.rows}
+    assert all(100 < own["seconds"] <= 200 for own in bought.values())
+    assert bought["random_points"]["points"] == 22
+    assert bought["random_masks"]["mask"] == 2
+    assert all("AP" in row["metrics"] for row in table.rows)
+    assert bench_suggest("suggest-200", options).rows == table.rows  # nothing is trained twice
+    with pytest.raises(ConfigError, match="did you mean 'suggest_run'"):
+        bench_suggest("suggest-200", BenchOptions(arms=("sugest_run",)))
