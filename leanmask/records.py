@@ -126,6 +126,7 @@ class MaskPredictions:
     image_index: (K,) int64 which image of the batch. boxes: (K, 4) xyxy region that the h x w grid covers.
     object_index: (K,) int64 the matched object among `targets[image_index].instances`, -1 when there is none.
     categories: (K,) int64 class of that object. logits: (K, C, h, w), or (K, 1, h, w) from a class-agnostic branch.
+    points: (K, 2) xy on the object, NaN where none is known; None = of models that do not look at points.
     """
 
     image_index: Tensor
@@ -133,14 +134,14 @@ class MaskPredictions:
     object_index: Tensor
     categories: Tensor
     logits: Tensor
+    points: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
 
     def __getitem__(self, index: Tensor) -> MaskPredictions:
         """The predictions that a boolean (K,) or integer (M,) tensor selects."""
-        fields = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)}
-        return MaskPredictions(**fields)
+        return dataclasses.replace(self, **_rows(self, index))
 
     def of_category(self) -> Tensor:
         """(K, h, w) logits of each proposal's own class (of the only channel where the branch is class-agnostic)."""
@@ -154,19 +155,31 @@ class MaskPredictions:
             boxes=self.boxes,
             object_index=self.object_index,
             categories=self.categories,
+            points=self.points,
         )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Proposals:
     """Where masks are asked for: K boxes, with the image they are in, the object they belong to (-1 = none) and its
-    class.
+    class. points: (K, 2) xy on the objects, NaN where none is known; models that take points find the object by it, and
+    need no box then (NaN).
     """
 
     image_index: Tensor
     boxes: Tensor
     object_index: Tensor
     categories: Tensor
+    points: Tensor | None = None
+
+    def __getitem__(self, index: Tensor) -> Proposals:
+        """The proposals that a boolean (K,) or integer (M,) tensor selects."""
+        return dataclasses.replace(self, **_rows(self, index))
+
+
+def _rows(record: MaskPredictions | Proposals, index: Tensor) -> dict[str, Tensor]:
+    present = [(f.name, getattr(record, f.name)) for f in dataclasses.fields(record)]
+    return {name: value[index] for name, value in present if value is not None}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
