@@ -36,8 +36,9 @@ class Instances:
     boxes: (N, 4) float32 xyxy, a row of NaN where unknown. categories: (N,) int64 contiguous class index. supervision:
     (N,) int64 `Supervision`. weights: (N,) float32 trust in [0, 1]; 0 takes the object out of every loss without making
     it background. scores: (N,) confidence of predictions. class_probabilities: (N, C) soft classes. masks: see
-    masks.py. points: (N, P, 2) xy, point_labels: (N, P) int64, 1 object, 0 background, -1 ignore. ids: (N,) int64
-    annotation ids of the user's file. provenance: N strings, "human" or what produced the object.
+    masks.py. rough: masks that are to be improved, as Crops, not existing for objects without one. points: (N, P, 2)
+    xy, point_labels: (N, P) int64, 1 object, 0 background, -1 ignore. ids: (N,) int64 annotation ids of the user's
+    file. provenance: N strings, "human" or what produced the object.
     """
 
     boxes: Tensor
@@ -47,6 +48,7 @@ class Instances:
     scores: Tensor | None = None
     class_probabilities: Tensor | None = None
     masks: Masks | None = None
+    rough: Masks | None = None
     points: Tensor | None = None
     point_labels: Tensor | None = None
     ids: Tensor | None = None
@@ -83,6 +85,15 @@ class Instances:
     def has_mask(self) -> Tensor:
         """(N,) bool: labelled with a full mask."""
         return self.supervision == Supervision.MASK
+
+    @property
+    def object_points(self) -> Tensor:
+        """(N, 2) xy of each object's first visible object point, NaN where it has none."""
+        if self.points is None or self.point_labels is None:
+            return self.boxes.new_full((len(self), 2), torch.nan)
+        shown = self.point_labels == 1
+        first = self.points[torch.arange(len(self), device=shown.device), shown.int().argmax(1)]
+        return torch.where(shown.any(1, keepdim=True), first, torch.nan)
 
     @staticmethod
     def empty(device: torch.device | str = "cpu") -> Instances:

@@ -30,6 +30,26 @@ def over_boxes(masks: Tensor, boxes: Tensor, cells: int, stride: int) -> Tensor:
     return sample_grids(masks[:, None], places)[..., 0].view(-1, 1, cells, cells)
 
 
+def cell_extents(inside: Tensor) -> Tensor:
+    """(..., 4) int64 first column, first row, and the ones after the last, of what is True in (..., h, w); all 0 where
+    nothing is.
+    """
+    sides = []
+    for axis in (-2, -1):
+        touched = inside.any(axis)
+        cell = torch.arange(touched.shape[-1], device=inside.device)
+        last = torch.where(touched, cell + 1, 0).amax(-1)
+        sides.append((torch.where(touched, cell, touched.shape[-1]).amin(-1).minimum(last), last))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], dim=-1)
+
+
+def mean_inside(values: Tensor) -> Tensor:
+    """(...) mean of probabilities (..., h, w) inside each mask (above 0.5); 0 for an empty one."""
+    inside = (values > 0.5).float()
+    return (values * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1)
+
+
 def tight_crops(masks: Tensor, limit: Limit, stride: int) -> tuple[Crops, Tensor]:
     """Probabilities at `stride` times the size of mask logits (M, h, w), tight around what is above 0.5 inside `limit`
     (xyxy pixels); and (M,) their mean there, 0 where nothing is. One mask at a time is enlarged, and of it no more than
