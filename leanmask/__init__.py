@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from leanmask.doctor import doctor
     from leanmask.inference import evaluate, load, predict
     from leanmask.pseudo.images import pseudo
+    from leanmask.pseudo.points import pseudo_points
+    from leanmask.pseudo.refine import refine
     from leanmask.reports.page import write_report
     from leanmask.reports.review import write_review
     from leanmask.run import resume, train
@@ -32,6 +34,8 @@ _HOME = {
     "load": "leanmask.inference",
     "predict": "leanmask.inference",
     "pseudo": "leanmask.pseudo.images",
+    "pseudo_points": "leanmask.pseudo.points",
+    "refine": "leanmask.pseudo.refine",
     "resume": "leanmask.run",
     "split": "leanmask.data.splits",
     "train": "leanmask.run",
@@ -49,6 +53,8 @@ __all__ = [
     "load",
     "predict",
     "pseudo",
+    "pseudo_points",
+    "refine",
     "resume",
     "split",
     "train",
