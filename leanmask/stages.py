@@ -20,7 +20,7 @@ from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.engine.distributed import start_processes
 from leanmask.engine.job import RunInterrupted
-from leanmask.errors import DataError, LeanmaskError, RunError
+from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError
 from leanmask.inference import load
 from leanmask.methods import METHODS
 from leanmask.methods.base import (
@@ -32,6 +32,7 @@ from leanmask.methods.base import (
     Stage,
     TrainStage,
 )
+from leanmask.models import MODELS
 from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.pseudo.strong_weak import (
     Work,
@@ -154,6 +155,10 @@ class StagedRun:
 
     def _split_labels(self, stage: LabelSplitStage, work: Work) -> None:
         if self.state.is_main_process:
+            name = self.config.model.name  # type: ignore[attr-defined]
+            if not MODELS[name].takes_points:
+                able = ", ".join(key for key, model in MODELS.items() if model.takes_points)
+                raise ConfigError(f"model {name} takes no points, which this method asks for masks at; models: {able}")
             labels = read_split(work)  # mistakes in data and settings show before anything is written
             for each in self.stages:
                 if isinstance(each, TrainStage):

@@ -12,6 +12,7 @@ import torch
 from leanmask.bench.speed_evaluation import evaluation_speed
 from leanmask.bench.speed_model import inference_speed, training_speed
 from leanmask.bench.speed_points import pointrend_memory, points_speed
+from leanmask.bench.speed_solov2 import nms_speed, refiner_speed
 from leanmask.bench.speed_steps import data_share, maskbooster_speed, target_memory
 from leanmask.bench.table import add_row, commit
 
@@ -21,6 +22,8 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "maskbooster_step": maskbooster_speed,
     "points_step": points_speed,
     "pointrend_memory": pointrend_memory,
+    "matrix_nms": nms_speed,
+    "refiner": refiner_speed,
     "data_share": data_share,
     "target_memory": target_memory,
     "coco_evaluation": evaluation_speed,

@@ -31,14 +31,13 @@ from leanmask.models.backbone import NORMS, BackboneName, NormName, normalise
 from leanmask.models.base import Model, finite_zero
 from leanmask.models.canvas_masks import cell_extents, mean_inside
 from leanmask.models.mask_losses import MaskGrid, has_mask, sample_masks
-from leanmask.models.mask_refine_network import Encoder, UShape, UShapeSize
+from leanmask.models.mask_refine_network import COLOURS, Encoder, Inputs, UShape, UShapeSize
 from leanmask.models.solov2_cells import mass_centres
 from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, Content, canvas_of
 from leanmask.models.weights import load_backbone
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 
 SPOT_SIGMA, SPOT_REACH = 6 / 256, 19 / 256  # of the heat-map's spot, as shares of the crop's side (published: 39 x 39)
-COLOURS = 3
 DICE_EPSILON = 1e-7
 
 
@@ -137,21 +136,21 @@ class MaskRefineNet(Model):
     def backbone_parameters(self) -> list[nn.Parameter]:
         return list(self.backbone.parameters())
 
-    def network(self, inputs: Tensor) -> Tensor:
-        """(K, 2, S, S) logits of background and object from inputs (K, channels, S, S)."""
-        said: Tensor = self.decoder(self.backbone(inputs), inputs.shape[-1])
+    def network(self, inputs: Inputs) -> Tensor:
+        """(K, 2, S, S) logits of background and object."""
+        said: Tensor = self.decoder(self.backbone(inputs), inputs[0].shape[-1])
         return said
 
-    def inputs(self, images: Tensor, objects: RoughObjects, regions: Tensor) -> Tensor:
-        """(K, channels, S, S) what the network sees of regions (K, 4) xyxy, each stretched to the square."""
+    def inputs(self, images: Tensor, objects: RoughObjects, regions: Tensor) -> Inputs:
+        """What the network sees of regions (K, 4) xyxy, each stretched to the square: of the C + 1 heat-maps only that
+        of the object's class, and which channel it is.
+        """
         side = self.preset.size_px
         places = torch.cat([objects.image_index[:, None].to(regions), regions], dim=1)
-        result = images.new_zeros(len(objects), self.channels, side, side)
-        result[:, :COLOURS] = roi_align(normalise(images, self.mean, self.std), places, side, aligned=True)
-        rows = torch.arange(len(objects), device=images.device)
-        result[rows, COLOURS + 1 + objects.categories] = spots(objects.points, regions, side)
-        result[:, -1] = (self._sampled(objects.rough, regions, objects.canvas) > 0.5).float()
-        return result
+        colours = roi_align(normalise(images, self.mean, self.std), places, side, aligned=True)
+        spot = spots(objects.points, regions, side)
+        rough = (self._sampled(objects.rough, regions, objects.canvas) > 0.5).to(colours)
+        return torch.cat([colours, spot[:, None].to(colours), rough[:, None]], dim=1), COLOURS + 1 + objects.categories
 
     def _sampled(self, crops: Crops, regions: Tensor, canvas: tuple[int, int]) -> Tensor:
         """(K, S, S) masks averaged over the cells of their regions."""
@@ -199,10 +198,12 @@ class MaskRefineNet(Model):
         side = self.preset.size_px
         found = [images.new_zeros(0, side, side, dtype=torch.float32)]
         for rows in torch.arange(len(objects), device=images.device).split(self.preset.objects_at_once):
+            if len(rows) == 0:
+                continue
             inputs = self.inputs(images, objects[rows], regions[rows])
             values = self.network(inputs).softmax(1)[:, 1]
             empty = (values <= 0.5).all(2).all(1)[:, None, None]
-            found.append(torch.where(empty, inputs[:, -1].float(), values))
+            found.append(torch.where(empty, inputs[0][:, -1].float(), values))
         return Grids(torch.cat(found), regions)
 
     @torch.no_grad()

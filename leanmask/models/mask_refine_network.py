@@ -19,6 +19,9 @@ from leanmask.models.backbone import NORMS, TORCHVISION_NAMES, BackboneName, Nor
 
 STAGES = {"relu": "stem", "layer1": "1", "layer2": "2", "layer3": "3", "layer4": "4"}  # strides 2, 4, 8, 16, 32
 HEAD_STD = 1e-3
+COLOURS = 3
+# (K, 5, S, S) colours, heat-map of the object's class, rough mask; and (K,) which input channel the heat-map is.
+Inputs = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Encoder(nn.Module):
             self.widths = [64, *(deepest // 8 * 2**i for i in range(4))]
         self.body = IntermediateLayerGetter(network, STAGES)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """(K, channels, S, S) to maps of `widths` channels at strides 2, 4, 8, 16, 32."""
+    def forward(self, x: Tensor | Inputs) -> list[Tensor]:
+        """(K, 3, S, S) colours or, once widened, `Inputs` to maps of `widths` channels at strides 2, 4, 8, 16, 32."""
         return list(self.body(x).values())
 
     def widen(self, extra: int, keep_rest_silent: bool) -> None:
@@ -54,21 +57,44 @@ class Encoder(nn.Module):
         keep_rest_silent: the new channels start with weight 0, so that a pretrained network says at first what it said
         before; else as they are initialised.
         """
-        holder, name = (self.body, "conv1")
-        if isinstance(holder[name], nn.Sequential):
-            holder, name = holder[name], "0"
-        setattr(holder, name, _widened(getattr(holder, name), extra, keep_rest_silent))
+        first = self.stem
+        wide = ClasswiseConv(first, extra)
+        if keep_rest_silent:
+            with torch.no_grad():
+                wide.weight[:, COLOURS:] = 0
+        holder, name = (self.body.conv1, "0") if isinstance(self.body.conv1, nn.Sequential) else (self.body, "conv1")
+        setattr(holder, name, wide)
+
+    @property
+    def stem(self) -> nn.Conv2d:
+        """The first convolution."""
+        found: nn.Conv2d = self.body.conv1[0] if isinstance(self.body.conv1, nn.Sequential) else self.body.conv1
+        return found
 
 
-def _widened(first: nn.Conv2d, extra: int, silent: bool) -> nn.Conv2d:
-    size, stride, padding = first.kernel_size, first.stride, first.padding
-    wide = nn.Conv2d(first.in_channels + extra, first.out_channels, size, stride, padding, bias=False)  # type: ignore[arg-type]
-    nn.init.kaiming_normal_(wide.weight, mode="fan_out", nonlinearity="relu")
-    with torch.no_grad():
-        wide.weight[:, : first.in_channels] = first.weight
-        if silent:
-            wide.weight[:, first.in_channels :] = 0
-    return wide
+class ClasswiseConv(nn.Conv2d):
+    """A convolution of colours, one heat-map per class and a mask, that is told which one heat-map is not empty.
+
+    The numbers are those of the plain convolution of all channels. With 80 classes these would be 85, almost all of
+    them zeros, and would cost more than the rest of a small network.
+    """
+
+    def __init__(self, first: nn.Conv2d, extra: int) -> None:
+        """first: the convolution of the colours, whose weights are kept."""
+        size, stride, padding = first.kernel_size, first.stride, first.padding
+        super().__init__(COLOURS + extra, first.out_channels, size, stride, padding, bias=False)  # type: ignore[arg-type]
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        with torch.no_grad():
+            self.weight[:, :COLOURS] = first.weight
+
+    def forward(self, x: Inputs) -> Tensor:  # type: ignore[override]
+        pixels, channels = x
+        shared = torch.cat([self.weight[:, :COLOURS], self.weight[:, -1:]], dim=1)
+        plain = torch.cat([pixels[:, :COLOURS], pixels[:, -1:]], dim=1)
+        common = F.conv2d(plain, shared, None, self.stride, self.padding)
+        own = self.weight[:, channels].transpose(0, 1).reshape(-1, 1, *self.kernel_size)
+        heat = F.conv2d(pixels[None, :, COLOURS], own, None, self.stride, self.padding, groups=len(pixels))
+        return common + heat.view_as(common)
 
 
 def _block(inputs: int, outputs: int, norm: NormLayer, kernel: int = 1, dilation: int = 1) -> nn.Sequential:

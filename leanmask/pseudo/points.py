@@ -22,7 +22,8 @@ from leanmask.engine.distributed import start_processes
 from leanmask.errors import ConfigError, RunError
 from leanmask.inference import Loaded, load, weights_path
 from leanmask.labels.points import holds_point, published_choice, twins
-from leanmask.pseudo.masks import OnProgress, PseudoJob, Rows, make_pseudo_masks, read_rows
+from leanmask.masks import encode_crop
+from leanmask.pseudo.masks import OnProgress, PseudoJob, Rows, make_pseudo_masks, plain_rle, read_rows
 from leanmask.pseudo.refine import RefineOptions, find_refiner, refine
 from leanmask.pseudo.shares import file_state, remove_parts, require_same_work
 
@@ -180,11 +181,19 @@ def _image_rows(objects: list[Row], rows: Rows, rule: str, provenance: str) -> l
 
 
 def _with_mask(row: Row, fields: Row | None, provenance: str) -> Row:
-    if fields is None or not (area := int(coco_mask.area(fields["segmentation"]))):
+    if fields is None:
         return row
+    if not (area := int(coco_mask.area(fields["segmentation"]))):
+        fields, area = {**fields, "segmentation": _one_pixel(row["point"], fields["segmentation"]["size"])}, 1
     own = {"bbox": row.get("bbox") or coco_mask.toBbox(fields["segmentation"]).tolist(), "area": area, "iscrowd": 0}
     missed = {} if holds_point(fields["segmentation"], row["point"]) else {"misses_point": True}
     return {**row, **fields, **own, **missed, "weight": 1.0, "provenance": provenance}
+
+
+def _one_pixel(point_xy: list[float], size: list[int]) -> Row:
+    """A mask that is smaller than a pixel is the pixel of its point."""
+    region = (int(point_xy[0]), int(point_xy[1]), 1, 1)
+    return plain_rle(encode_crop(np.ones((1, 1), dtype=np.uint8), region, (size[0], size[1])))
 
 
 def _summary(out: Path, content: Row) -> PointSummary:
