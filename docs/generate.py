@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from leanmask.config import AugmentConfig, DataConfig, EvaluationConfig, Frozen, OptimConfig, TrainConfig
-from leanmask.methods import METHODS
+from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.reports.tables import benchmark_table, render_markdown
 
@@ -62,7 +62,7 @@ def page() -> str:
     ):
         parts.append(_section(name, config))
     parts += [_section("model", model.Config, name) for name, model in MODELS.items()]
-    parts += [_section("method", method.Config, name) for name, method in METHODS.items()]
+    parts += [_section("method", method.Config, name) for name, method in (METHODS | STAGED).items()]
     return "\n".join(parts)
 
 

@@ -46,7 +46,8 @@ def refiner_speed(objects: int = 32, side_px: int = 512, rounds: int = 5) -> dic
     model = MaskRefineNet(MaskRefineConfig(objects_at_once=objects), 80).eval()
     images, rough = torch.rand(1, 3, side_px, side_px), _random_objects(objects, side_px)
     inputs = model.inputs(images, rough, crop_regions(rough, torch.full((objects,), 2.0)))
-    whole, bare = [], []
+    whole: list[float] = []
+    bare: list[float] = []
     for turn in range(WARM_UP_ROUNDS + rounds):
         for seconds, work in ((whole, lambda: model.refine(images, rough)), (bare, lambda: model.network(inputs))):
             spent = _timed(work)[1]

@@ -61,7 +61,8 @@ def read_labels(annotations: Path, store: AnnotationStore) -> Labels:
     for row in content["annotations"]:
         rows.setdefault(row["image_id"], []).append(row)
     strong, weak, sizes = [], [], {}
-    for image, record in zip(content["images"], store, strict=True):
+    for index, image in enumerate(content["images"]):
+        record = store[index]
         sizes[image["id"]] = (record.height, record.width)
         objects = [row for row in rows.get(image["id"], ()) if not row.get("iscrowd")]
         if not objects:
@@ -107,7 +108,8 @@ def read_weak(path: Path, classes: ClassMap) -> dict[str, Any]:
     store = AnnotationStore.open(path, path.parent, unannotated="unlabelled")
     classes.require(store.classes, str(path))
     content = read_json(path)
-    sizes = {image["id"]: (record.height, record.width) for image, record in zip(content["images"], store, strict=True)}
+    records = (store[index] for index in range(len(store)))
+    sizes = {record.id: (record.height, record.width) for record in records}
     rows = []
     for row in content["annotations"]:
         if not row.get("iscrowd"):

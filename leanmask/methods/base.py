@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -142,7 +142,7 @@ class PointMaskStage:
     name: str
     teacher: str
     data: str
-    rule: str
+    rule: Literal["one", "published"]
 
 
 @dataclass(frozen=True)

@@ -267,24 +267,25 @@ def has_rough(target: Target) -> Tensor:
 
 def rough_objects(targets: Sequence[Target], canvas: tuple[int, int], wanted: Sequence[Tensor]) -> RoughObjects:
     """The wanted (N,) objects of every image; the point of one that has none is the mass centre of its rough mask."""
-    parts = []
-    for image, (target, chosen) in enumerate(zip(targets, wanted, strict=True)):
-        index = chosen.nonzero()[:, 0]
-        crops = target.instances.rough
-        rough = crops[index] if isinstance(crops, Crops) else Crops.none(0).to(index.device)
-        points = target.instances.object_points[index]
-        points = torch.where(points.isfinite(), points, mass_centres(rough))
-        categories = target.instances.categories[index]
-        parts.append((torch.full_like(index, image), index, categories, points, rough))
-    image_index, object_index, categories, points, crops = zip(*parts, strict=True)
+    numbers = [chosen.nonzero()[:, 0] for chosen in wanted]
+    images = [torch.full_like(index, image) for image, index in enumerate(numbers)]
+    crops = [_rough_of(target, index) for target, index in zip(targets, numbers, strict=True)]
+    points = [target.instances.object_points[index] for target, index in zip(targets, numbers, strict=True)]
+    categories = [target.instances.categories[index] for target, index in zip(targets, numbers, strict=True)]
+    rough, given = Crops.concatenate(crops), torch.cat(points)
     return RoughObjects(
-        image_index=torch.cat(image_index),
-        object_index=torch.cat(object_index),
+        image_index=torch.cat(images),
+        object_index=torch.cat(numbers),
         categories=torch.cat(categories),
-        points=torch.cat(points),
-        rough=Crops.concatenate(crops),
+        points=torch.where(given.isfinite(), given, mass_centres(rough)),
+        rough=rough,
         canvas=canvas,
     )
+
+
+def _rough_of(target: Target, index: Tensor) -> Crops:
+    rough = target.instances.rough
+    return rough[index] if isinstance(rough, Crops) else Crops.none(0).to(index.device)
 
 
 def boxes_as_rough(proposals: Proposals, canvas: tuple[int, int]) -> RoughObjects:

@@ -68,7 +68,9 @@ class Encoder(nn.Module):
     @property
     def stem(self) -> nn.Conv2d:
         """The first convolution."""
-        found: nn.Conv2d = self.body.conv1[0] if isinstance(self.body.conv1, nn.Sequential) else self.body.conv1
+        first = self.body.conv1
+        found = first[0] if isinstance(first, nn.Sequential) else first
+        assert isinstance(found, nn.Conv2d), "a network begins with a convolution"
         return found
 
 
