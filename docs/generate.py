@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from leanmask.config import AugmentConfig, DataConfig, EvaluationConfig, Frozen, OptimConfig, TrainConfig
 from leanmask.costs import LabelCosts
 from leanmask.labels.budget import SCHEMES, Counts, price
-from leanmask.methods import METHODS
+from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.reports.layout import NOTHING, Table, spread
 from leanmask.reports.tables import benchmark_tables, render_markdown
@@ -107,7 +107,7 @@ def page() -> str:
     ):
         parts.append(_section(name, config))
     parts += [_section("model", model.Config, name) for name, model in MODELS.items()]
-    parts += [_section("method", method.Config, name) for name, method in METHODS.items()]
+    parts += [_section("method", method.Config, name) for name, method in (METHODS | STAGED).items()]
     return "\n".join(parts)
 
 

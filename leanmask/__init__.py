@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from leanmask.evaluation.trust import quality
     from leanmask.inference import evaluate, load, predict
     from leanmask.pseudo.images import pseudo
+    from leanmask.pseudo.points import pseudo_points
+    from leanmask.pseudo.refine import refine
     from leanmask.reports.page import write_report
     from leanmask.reports.review import write_review
     from leanmask.run import resume, train
@@ -40,6 +42,8 @@ _HOME = {
     "predict": "leanmask.inference",
     "pseudo": "leanmask.pseudo.images",
     "quality": "leanmask.evaluation.trust",
+    "pseudo_points": "leanmask.pseudo.points",
+    "refine": "leanmask.pseudo.refine",
     "resume": "leanmask.run",
     "split": "leanmask.data.splits",
     "suggest": "leanmask.suggestions",
@@ -61,7 +65,9 @@ __all__ = [
     "load",
     "predict",
     "pseudo",
+    "pseudo_points",
     "quality",
+    "refine",
     "resume",
     "split",
     "suggest",

@@ -107,6 +107,12 @@ class TrainConfig(Frozen):
     teacher_weights: str | None = Field(
         None, description="weights file (.safetensors) that the teacher starts as; null = a copy of the student"
     )
+    student_weights: str | None = Field(
+        None, description="weights file (.safetensors) that the student starts as; null = as `model` says"
+    )
+    keep_weights_fractions: tuple[float, ...] = Field(
+        (), description="shares of the training after which the teacher's weights are kept in weights/, too"
+    )
     accumulate: int = Field(1, ge=1, description="gradient accumulation: forward passes per update")
     seed: int = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"

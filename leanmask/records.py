@@ -28,8 +28,9 @@ class Instances:
     boxes: (N, 4) float32 xyxy, a row of NaN where unknown. categories: (N,) int64 contiguous class index. supervision:
     (N,) int64 `Supervision`. weights: (N,) float32 trust in [0, 1]; 0 takes the object out of every loss without making
     it background. scores: (N,) confidence of predictions. class_probabilities: (N, C) soft classes. masks: see
-    masks.py. points: (N, P, 2) xy, point_labels: (N, P) int64, 1 object, 0 background, -1 ignore. ids: (N,) int64
-    annotation ids of the user's file. provenance: N strings, "human" or what produced the object.
+    masks.py. rough: masks that are to be improved, as Crops, not existing for objects without one. points: (N, P, 2)
+    xy, point_labels: (N, P) int64, 1 object, 0 background, -1 ignore. ids: (N,) int64 annotation ids of the user's
+    file. provenance: N strings, "human" or what produced the object.
     """
 
     boxes: Tensor
@@ -39,6 +40,7 @@ class Instances:
     scores: Tensor | None = None
     class_probabilities: Tensor | None = None
     masks: Masks | None = None
+    rough: Masks | None = None
     points: Tensor | None = None
     point_labels: Tensor | None = None
     ids: Tensor | None = None
@@ -75,6 +77,15 @@ class Instances:
     def has_mask(self) -> Tensor:
         """(N,) bool: labelled with a full mask."""
         return self.supervision == Supervision.MASK
+
+    @property
+    def object_points(self) -> Tensor:
+        """(N, 2) xy of each object's first visible object point, NaN where it has none."""
+        if self.points is None or self.point_labels is None:
+            return self.boxes.new_full((len(self), 2), torch.nan)
+        shown = self.point_labels == 1
+        first = self.points[torch.arange(len(self), device=shown.device), shown.int().argmax(1)]
+        return torch.where(shown.any(1, keepdim=True), first, torch.nan)
 
     @staticmethod
     def empty(device: torch.device | str = "cpu") -> Instances:
@@ -118,6 +129,7 @@ class MaskPredictions:
     image_index: (K,) int64 which image of the batch. boxes: (K, 4) xyxy region that the h x w grid covers.
     object_index: (K,) int64 the matched object among `targets[image_index].instances`, -1 when there is none.
     categories: (K,) int64 class of that object. logits: (K, C, h, w), or (K, 1, h, w) from a class-agnostic branch.
+    points: (K, 2) xy on the object, NaN where none is known; None = of models that do not look at points.
     """
 
     image_index: Tensor
@@ -125,14 +137,14 @@ class MaskPredictions:
     object_index: Tensor
     categories: Tensor
     logits: Tensor
+    points: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
 
     def __getitem__(self, index: Tensor) -> MaskPredictions:
         """The predictions that a boolean (K,) or integer (M,) tensor selects."""
-        fields = {f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)}
-        return MaskPredictions(**fields)
+        return dataclasses.replace(self, **_rows(self, index))
 
     def of_category(self) -> Tensor:
         """(K, h, w) logits of each proposal's own class (of the only channel where the branch is class-agnostic)."""
@@ -146,19 +158,31 @@ class MaskPredictions:
             boxes=self.boxes,
             object_index=self.object_index,
             categories=self.categories,
+            points=self.points,
         )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Proposals:
     """Where masks are asked for: K boxes, with the image they are in, the object they belong to (-1 = none) and its
-    class.
+    class. points: (K, 2) xy on the objects, NaN where none is known; models that take points find the object by it, and
+    need no box then (NaN).
     """
 
     image_index: Tensor
     boxes: Tensor
     object_index: Tensor
     categories: Tensor
+    points: Tensor | None = None
+
+    def __getitem__(self, index: Tensor) -> Proposals:
+        """The proposals that a boolean (K,) or integer (M,) tensor selects."""
+        return dataclasses.replace(self, **_rows(self, index))
+
+
+def _rows(record: MaskPredictions | Proposals, index: Tensor) -> dict[str, Tensor]:
+    present = [(f.name, getattr(record, f.name)) for f in dataclasses.fields(record)]
+    return {name: value[index] for name, value in present if value is not None}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

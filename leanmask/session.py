@@ -92,6 +92,11 @@ class Session:
         self.unlabelled = self._unlabelled(splits) if self.method.uses_unlabelled else None
         self.loader = self._loader()
         self.student: Model = config.build_model(len(self.classes))
+        if config.train.student_weights is not None:
+            path = Path(config.train.student_weights)
+            fit_weights(self.student, load_weights(path)[0], path)
+        if self.student.needs_rough:
+            require_rough(self.labelled, train.annotations)
         self.teacher = Teacher(self.student)
         if config.train.teacher_weights is not None:
             path = Path(config.train.teacher_weights)
@@ -268,6 +273,17 @@ class Session:
 
 def _ids(instances: Instances) -> frozenset[int]:
     return frozenset(instances.ids.tolist() if instances.ids is not None else ())
+
+
+def require_rough(store: AnnotationStore, source: Path | None) -> None:
+    """Raise DataError when no object of a store has both a mask and a rough one."""
+    for index in range(len(store)):
+        if any(item.rough and item.segmentation is not None for item in store[index].objects):
+            return
+    raise DataError(
+        f"{source} has no object with both a mask and a rough one (rough_segmentations), so there is nothing to learn "
+        "refinement from"
+    )
 
 
 def _split_names(config: RunConfig) -> tuple[str, str]:

@@ -20,11 +20,29 @@ from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.engine.distributed import start_processes
 from leanmask.engine.job import RunInterrupted
-from leanmask.errors import DataError, LeanmaskError, RunError
+from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError
 from leanmask.inference import load
 from leanmask.methods import METHODS
-from leanmask.methods.base import PseudoMaskStage, Stage, TrainStage
-from leanmask.pseudo.masks import DATA_FILE, PseudoJob, finish_pseudo_masks, make_pseudo_masks
+from leanmask.methods.base import (
+    LabelSplitStage,
+    PointMaskStage,
+    PseudoMaskStage,
+    RefineStage,
+    RoughMaskStage,
+    Stage,
+    TrainStage,
+)
+from leanmask.models import MODELS
+from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
+from leanmask.pseudo.strong_weak import (
+    Work,
+    is_done,
+    point_masks,
+    read_split,
+    refined_masks,
+    rough_masks,
+    split_labels,
+)
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.session import OnStep, TrainSummary
 from leanmask.settings import RunConfig, resolve
@@ -52,7 +70,7 @@ class StagedRun:
             if isinstance(stage, TrainStage):
                 self.trained.append(self._train(stage))
             else:
-                self._label(stage)
+                self._work(stage)
         last = self.trained[-1]
         if self.state.is_main_process:
             _copy(last.folder / "best.safetensors", self.folder / "best.safetensors")
@@ -69,26 +87,88 @@ class StagedRun:
         number = [stage.name for stage in self.stages].index(name) + 1
         return self.folder / f"{number}-{name}"
 
-    def _train(self, stage: TrainStage) -> TrainSummary:
-        data = self.config.data.path if stage.data is None else str(self.stage_folder(stage.data).absolute())
-        settings = self.config.model_dump(mode="json")
+    def settings_of(self, stage: TrainStage) -> RunConfig:
+        """What a training stage is trained with. Raises ConfigError."""
+        settings, own = self.config.model_dump(mode="json"), dict(stage.settings)
         settings["method"] = {}
-        settings = merge(merge(settings, dict(stage.settings)), {"data": {"path": data}})
+        if "model" in own:
+            own["model"] = {"backbone": settings["model"].get("backbone", "tiny"), **own["model"]}
+            settings["model"] = {}
+        data = self.config.data.path if stage.data is None else str(self.stage_folder(stage.data).absolute())
+        settings = merge(merge(settings, own), {"data": {"path": data}, "train": self._length_of(stage)})
         if not METHODS[settings["method"]["name"]].uses_unlabelled:
             settings = merge(settings, {"data": {"unlabelled": []}, "train": {"unlabelled_batch_size": None}})
         if stage.teacher is not None:
-            weights = self.stage_folder(stage.teacher).absolute() / "best.safetensors"
-            settings = merge(settings, {"train": {"teacher_weights": str(weights)}})
+            settings = merge(settings, {"train": {"teacher_weights": self._weights_of(stage.teacher)}})
+        if stage.student is not None:
+            settings = merge(settings, {"train": {"student_weights": self._weights_of(stage.student)}})
+        same = settings["model"].get("backbone") == getattr(self.config.model, "backbone", None)
+        if stage.encoder is not None and same and not settings["model"].get("weights"):
+            settings = merge(settings, {"model": {"weights": self._weights_of(stage.encoder)}})
+        return resolve(settings)
+
+    def _length_of(self, stage: TrainStage) -> dict[str, int]:
+        steps = max(round(self.config.train.steps * stage.steps_fraction), 1)
+        often = {"eval_every_steps": max(steps // stage.evaluations, 1)} if stage.evaluations else {}
+        return {"steps": steps, **often}
+
+    def _weights_of(self, name: str) -> str:
+        return str(self.stage_folder(name).absolute() / "best.safetensors")
+
+    def _train(self, stage: TrainStage) -> TrainSummary:
         folder, report = self.stage_folder(stage.name), self._reporter(stage)
         try:
-            return self.train_one(resolve(settings), folder, report, self._write_folder)
+            return self.train_one(self.settings_of(stage), folder, report, self._write_folder)
         except RunInterrupted as stopped:  # it is the whole run that the user goes on with
             raise RunInterrupted(str(stopped).replace(str(folder), str(self.folder))) from None
 
-    def _label(self, stage: PseudoMaskStage) -> None:
+    def _work(self, stage: Stage) -> None:
+        """A stage that is no training; what it writes last says that it is done."""
         out = self.stage_folder(stage.name)
-        if (out / DATA_FILE).is_file():
+        if is_done(out):
             return
+        report = self._reporter(stage)
+        work = Work(
+            config=self.config,
+            run=self.folder,
+            out=out,
+            report=lambda done, total: report(0, 1, f"image {done} of {total}"),
+            tell=lambda note: report(0, 1, note),
+        )
+        try:
+            self._do(stage, work)
+        except KeyboardInterrupt:
+            raise RunInterrupted(f"stopped; go on with: leanmask train --resume {self.folder}") from None
+
+    def _do(self, stage: Stage, work: Work) -> None:
+        folder = self.stage_folder
+        if isinstance(stage, LabelSplitStage):
+            self._split_labels(stage, work)
+        elif isinstance(stage, RoughMaskStage):
+            rough_masks(work, folder(stage.teacher), folder(stage.data), stage.held_fraction)
+        elif isinstance(stage, PointMaskStage):
+            point_masks(work, folder(stage.teacher), folder(stage.data), stage.rule)
+        elif isinstance(stage, RefineStage):
+            refined_masks(work, folder(stage.refiner), folder(stage.data))
+        elif isinstance(stage, PseudoMaskStage):
+            self._label(stage, work)
+
+    def _split_labels(self, stage: LabelSplitStage, work: Work) -> None:
+        if self.state.is_main_process:
+            name = self.config.model.name  # type: ignore[attr-defined]
+            if not MODELS[name].takes_points:
+                able = ", ".join(key for key, model in MODELS.items() if model.takes_points)
+                raise ConfigError(f"model {name} takes no points, which this method asks for masks at; models: {able}")
+            labels = read_split(work)  # mistakes in data and settings show before anything is written
+            for each in self.stages:
+                if isinstance(each, TrainStage):
+                    self.settings_of(each)
+            self._write_folder()
+            split_labels(work, labels, stage.point_at)
+        self.state.wait_for_everyone()
+
+    def _label(self, stage: PseudoMaskStage, work: Work) -> None:
+        out = work.out
         loaded = load(self.stage_folder(stage.teacher), device=str(self.state.device))
         job = PseudoJob(
             splits=locate(self.config.data.path),
@@ -97,11 +177,7 @@ class StagedRun:
             rank=self.state.process_index,
             world=self.state.num_processes,
         )
-        report = self._reporter(stage)
-        try:
-            make_pseudo_masks(loaded, job, out, lambda done, total: report(0, 1, f"image {done} of {total}"))
-        except KeyboardInterrupt:
-            raise RunInterrupted(f"stopped; go on with: leanmask train --resume {self.folder}") from None
+        make_pseudo_masks(loaded, job, out, work.report)
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             finish_pseudo_masks(loaded, job, out)
@@ -109,13 +185,12 @@ class StagedRun:
 
     def _reporter(self, stage: Stage) -> OnStep:
         """Progress of one stage as progress of the whole run."""
-        steps = self.config.train.steps
-        trainings = [each.name for each in self.stages if isinstance(each, TrainStage)]
-        before = len(self.trained) * steps
+        lengths = [self._length_of(each)["steps"] for each in self.stages if isinstance(each, TrainStage)]
+        before = sum(lengths[: len(self.trained)])
 
         def report(step: int, total: int, note: str) -> None:
             if self.on_progress:
-                self.on_progress(before + step, steps * len(trainings), f"{stage.name}: {note}")
+                self.on_progress(before + step, sum(lengths), f"{stage.name}: {note}")
 
         return report
 

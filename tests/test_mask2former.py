@@ -23,7 +23,8 @@ from leanmask.config import merge
 from leanmask.errors import CheckpointError
 from leanmask.masks import Crops
 from leanmask.models import MODELS, mask2former_network, query_losses
-from leanmask.models.mask2former import Mask2Former, Mask2FormerConfig, best_queries, over_boxes, tight_crops
+from leanmask.models.canvas_masks import over_boxes, tight_crops
+from leanmask.models.mask2former import Mask2Former, Mask2FormerConfig, best_queries
 from leanmask.models.mask2former_network import build_network
 from leanmask.models.matching import BACKGROUND, IGNORED
 from leanmask.models.points import Importance, regular_points, sample_grids
@@ -465,7 +466,7 @@ def test_tight_crops_are_those_of_the_enlarged_masks() -> None:
     masks = said(queries=8).masks[0, 0] - 1.0
     masks[3] = -5.0
     limit = (5.3, 2.0, 80.6, 64.0)
-    crops, certainty = tight_crops(masks, limit)
+    crops, certainty = tight_crops(masks, limit, 4)
     large = F.interpolate(masks[None], scale_factor=4, mode="bilinear", align_corners=False)[0]
     seen = torch.zeros_like(large, dtype=torch.bool)
     seen[:, 2:64, 5:81] = True
@@ -525,7 +526,7 @@ def test_predict_masks_in_the_order_of_the_proposals() -> None:
     boxes = [[10.0, 10.0, 50.0, 60.0], [20.0, 30.0, 70.0, 70.0], [0.0, 0.0, 96.0, 96.0], [5.0, 60.0, 33.0, 90.0]]
     proposals = proposals_of(boxes, [0, 1, 2, 0], [1, 0, 1, 0])
     order = torch.tensor([2, 0, 3, 1])
-    shuffled = Proposals(**{name: value[order] for name, value in vars(proposals).items()})
+    shuffled = proposals[order]
     with torch.no_grad():
         for fine, cells in ((False, 14), (True, 56)):
             found, again = (model.predict_masks(images, given, fine) for given in (proposals, shuffled))
@@ -539,11 +540,11 @@ def test_predict_masks_in_the_order_of_the_proposals() -> None:
 
 def test_grids_over_boxes() -> None:
     masks = said(queries=3).masks[0, 0]
-    whole = over_boxes(masks, torch.tensor([[0.0, 0.0, 96.0, 64.0]]).expand(3, 4), 8)
+    whole = over_boxes(masks, torch.tensor([[0.0, 0.0, 96.0, 64.0]]).expand(3, 4), 8, 4)
     large = F.interpolate(masks[:, None], size=(64, 96), mode="bilinear", align_corners=False)
     expected = sample_grids(large, regular_points(8, masks).expand(3, -1, -1))[..., 0].view(3, 1, 8, 8)
     torch.testing.assert_close(whole, expected, atol=0.3, rtol=0)  # bilinear twice
-    edge = over_boxes(torch.ones(1, 16, 24), torch.tensor([[-4.0, -4.0, 8.0, 8.0]]), 4)
+    edge = over_boxes(torch.ones(1, 16, 24), torch.tensor([[-4.0, -4.0, 8.0, 8.0]]), 4, 4)
     assert torch.equal(edge, torch.ones(1, 1, 4, 4))
 
 

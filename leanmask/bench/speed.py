@@ -13,6 +13,7 @@ from leanmask.bench.speed_evaluation import evaluation_speed
 from leanmask.bench.speed_model import inference_speed, training_speed
 from leanmask.bench.speed_points import pointrend_memory, points_speed
 from leanmask.bench.speed_semi import pseudo_speed, semi_speed
+from leanmask.bench.speed_solov2 import nms_speed, refiner_speed
 from leanmask.bench.speed_steps import data_share, maskbooster_speed, target_memory
 from leanmask.bench.table import add_row, commit
 
@@ -24,6 +25,8 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "pointrend_memory": pointrend_memory,
     "semi_step": semi_speed,
     "pseudo": pseudo_speed,
+    "matrix_nms": nms_speed,
+    "refiner": refiner_speed,
     "data_share": data_share,
     "target_memory": target_memory,
     "coco_evaluation": evaluation_speed,

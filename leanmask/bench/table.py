@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from leanmask.bench.arms import PRESET, Arm, arms_of
+from leanmask.bench.arms import PRESET, USUAL_MODEL, Arm, arms_of, model_of
 from leanmask.config import apply_overrides, merge
 from leanmask.data.coco import write_json
 from leanmask.data.digits import DigitsSpec, write_digits
@@ -44,7 +44,7 @@ class BenchOptions:
     None = digits. split: what is reported on, "val"; "tune" to choose settings. work: data sets and runs. results:
     folder of the raw JSON. jobs: runs at the same time, with one thread each when above 1. overrides: dotted settings
     for every row, and options of the split as split.point_noise=0.05; they go into the rows. digits: sizes of the
-    embedded data set, None = the default ones. model: what every row trains.
+    embedded data set, None = the default ones. model: what every row trains, None = the protocol's own.
     """
 
     seeds: int = 1
@@ -56,7 +56,7 @@ class BenchOptions:
     jobs: int = 1
     overrides: tuple[str, ...] = ()
     digits: DigitsSpec | None = None
-    model: str = "mask_rcnn"
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def bench(
     on_progress: called with (finished runs, all runs, what is going on); unfinished runs count by their steps. Raises
     ConfigError or DataError for an unknown protocol or arm.
     """
-    arms = chosen_arms(protocol, options.arms)
+    arms, options = chosen_arms(protocol, options.arms), _with_model(protocol, options)
     paths = list(dict.fromkeys((results_path(protocol, options), results_path("full", options))))
     tasks = [_task(protocol, name, arm, seed, options) for seed in range(options.seeds) for name, arm in arms.items()]
     done = [row for path in paths for row in read_rows(path)]
@@ -111,7 +111,7 @@ def chosen_arms(protocol: str, names: Sequence[str] | None) -> dict[str, Arm]:
 
 def run_folders(protocol: str, options: BenchOptions) -> list[Path]:
     """The run folders behind a table, in its order."""
-    arms = chosen_arms(protocol, options.arms)
+    arms, options = chosen_arms(protocol, options.arms), _with_model(protocol, options)
     return [
         _task(protocol, name, arm, seed, options).run for seed in range(options.seeds) for name, arm in arms.items()
     ]
@@ -137,10 +137,14 @@ def add_row(path: Path, row: Row) -> None:
 def _task(protocol: str, name: str, arm: Arm, seed: int, options: BenchOptions) -> Task:
     own = arm.protocol or protocol
     data = options.data.name if options.data else "digits"
-    other = [options.model] if options.model != BenchOptions.model else []
+    other = [options.model] if options.model and options.model != USUAL_MODEL else []
     other += [options.split] if options.split != BenchOptions.split else []
     key = "-".join([data, *other, own, name, f"seed{seed}", *map(_as_name, options.overrides)])
     return Task(own, name, arm, seed, options, options.work / "runs" / key)
+
+
+def _with_model(protocol: str, options: BenchOptions) -> BenchOptions:
+    return dataclasses.replace(options, model=options.model or model_of(protocol))
 
 
 def _as_name(override: str) -> str:

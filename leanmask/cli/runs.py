@@ -1,4 +1,4 @@
-"""Verbs about runs: train, evaluate, predict, report."""
+"""Verbs about runs: train, evaluate, predict, pseudo, refine, report."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import typer
 
 from leanmask.cli.shared import Data, Json, Out, Overrides, app, say
 from leanmask.console import messages, output, print_json, progress
-from leanmask.errors import ConfigError
+from leanmask.errors import ConfigError, suggest
 from leanmask.evaluation.trust import quality as measure_quality
 from leanmask.inference import PredictOptions
 from leanmask.inference import evaluate as run_evaluate
 from leanmask.inference import predict as run_predict
 from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
-from leanmask.pseudo.images import PseudoOptions
+from leanmask.pseudo.images import PseudoOptions, PseudoSummary
 from leanmask.pseudo.images import pseudo as write_pseudo
+from leanmask.pseudo.points import RULES, PointOptions, PointSummary
+from leanmask.pseudo.points import pseudo_points as write_pseudo_points
+from leanmask.pseudo.refine import RefineOptions
+from leanmask.pseudo.refine import refine as run_refine
 from leanmask.reports.outcomes import outcome_table
 from leanmask.reports.page import write_report
 from leanmask.reports.review import write_review
@@ -111,25 +115,73 @@ def predict(
     say(as_json, summary.to_json(), summary.to_text())
 
 
-@app.command(epilog="Example: leanmask pseudo runs/a photos --out pseudo.json --review review.html")
+@app.command(
+    epilog="Examples: leanmask pseudo runs/a photos --out pseudo.json --review review.html   |   "
+    "leanmask pseudo runs/a --points weak.json --refined --out pseudo.json"
+)
 def pseudo(
     run: Annotated[Path, typer.Argument(help="Run folder or weights file.")],
-    images: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
     out: Annotated[Path, typer.Option(help="COCO file to write; must not exist yet.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images or folders; with --points, the folder of its images.")
+    ] = None,
+    points: Annotated[
+        Path | None, typer.Option(help="COCO file with a point and class per object: write the masks of these objects.")
+    ] = None,
+    refined: Annotated[
+        bool, typer.Option("--refined", help="With --points: improve them by the run's refiner.")
+    ] = False,
+    refiner: Annotated[Path | None, typer.Option(help="With --points: improve them by this run's refiner.")] = None,
+    rule: Annotated[str, typer.Option(help="With --points: 'one' mask per point, or the 'published' NMS.")] = "one",
     class_quality: Annotated[float, typer.Option(min=0, max=1, help="Least probability of the class.")] = 0.5,
     mask_quality: Annotated[float, typer.Option(min=0, max=1, help="Least mean probability inside the mask.")] = 0.8,
     polygons: Annotated[bool, typer.Option("--polygons", help="Masks as polygons instead of RLE.")] = False,
     review: Annotated[Path | None, typer.Option(help="Also write a page that shows the least certain first.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Label images nobody labelled: a COCO file with class and mask quality, accepted as training data."""
-    options = PseudoOptions(class_quality=class_quality, mask_quality=mask_quality, polygons=polygons)
+    """Label images nobody labelled, or objects that have a point: a COCO file, accepted as training data."""
+    summary: PseudoSummary | PointSummary
+    if points is None and not images:
+        raise ConfigError("name images or folders to label, or objects with --points FILE")
     with progress("labelling", as_json) as on_progress:
-        summary = write_pseudo(run, images, out, options, on_progress=on_progress)
+        if points is not None:
+            told = _point_options(images, rule, refined, refiner)
+            summary = write_pseudo_points(run, points, out, told, on_progress=on_progress)
+        else:
+            options = PseudoOptions(class_quality=class_quality, mask_quality=mask_quality, polygons=polygons)
+            summary = write_pseudo(run, images or [], out, options, on_progress=on_progress)
     if review is not None:
         write_review(out, review)
     text = summary.to_text() + (f"\nreview page: {review}" if review else "")
     say(as_json, summary.to_json(), text)
+
+
+def _point_options(images: list[Path] | None, rule: str, refined: bool, refiner: Path | None) -> PointOptions:
+    if rule not in RULES:
+        raise ConfigError(f"--rule {rule}{suggest(rule, RULES)}")
+    if images and len(images) > 1:
+        raise ConfigError("with --points name at most one folder, that of the file's images")
+    folder = images[0] if images else None
+    return PointOptions(rule=rule, images=folder, refined=refined, refiner=refiner)  # type: ignore[arg-type]
+
+
+@app.command(epilog="Example: leanmask refine masks.json --refiner runs/a --out refined.json")
+def refine(
+    masks: Annotated[Path, typer.Argument(help="COCO file with rough masks, anybody's (or PointWSSIS's .pth).")],
+    refiner: Annotated[Path, typer.Option(help="Run of --method pointwssis, or of the model mask_refine.")],
+    out: Annotated[Path, typer.Option(help="COCO file to write; must not exist yet.")],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images, where it is not found.")] = None,
+    predicted_only: Annotated[
+        bool, typer.Option("--predicted-only", help="Leave masks alone that a person drew (no provenance).")
+    ] = False,
+    like: Annotated[Path | None, typer.Option(help="For a .pth: COCO file with its images and categories.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Improve rough masks, whoever made them, around their points or mass centres."""
+    options = RefineOptions(images=images, predicted_only=predicted_only, like=like)
+    with progress("refining", as_json) as on_progress:
+        summary = run_refine(masks, refiner, out, options, on_progress=on_progress)
+    say(as_json, summary.to_json(), summary.to_text())
 
 
 @app.command(epilog="Example: leanmask quality pseudo.json truth.json --figure trust.svg")

@@ -31,7 +31,9 @@ def bench(
     work: Annotated[Path, typer.Option(help="Where data sets and runs are kept.")] = Path("runs/bench"),
     results: Annotated[Path, typer.Option(help="Folder of the raw JSON.")] = Path("benchmarks/results"),
     jobs: Annotated[int, typer.Option(min=1, help="Runs at the same time, one thread each when above 1.")] = 1,
-    model: Annotated[str, typer.Option(help="mask_rcnn, pointrend or implicit_pointrend.")] = "mask_rcnn",
+    model: Annotated[
+        str | None, typer.Option(help="What every row trains; mask_rcnn, for weak-semi-P solov2, when left out.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """A protocol's whole table; rows that are there already are skipped, so it can be built in pieces."""

@@ -15,7 +15,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "leanmask.cli.data": ("digits", "check", "split", "budget"),
     "leanmask.cli.collect": ("annotate", "convert"),
     "leanmask.cli.plans": ("suggest",),
-    "leanmask.cli.runs": ("train", "evaluate", "predict", "pseudo", "quality", "report"),
+    "leanmask.cli.runs": ("train", "evaluate", "predict", "pseudo", "refine", "quality", "report"),
     "leanmask.cli.trials": ("bench", "demo", "doctor"),
 }
 _FILE_OF = {verb: module for module, verbs in VERBS.items() for verb in verbs}

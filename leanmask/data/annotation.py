@@ -22,6 +22,7 @@ from leanmask.supervision import Supervision
 Row = dict[str, Any]
 Size = tuple[int, int]  # (height, width), pixels
 
+ROUGH = "rough_segmentations"  # masks that are to be improved, beside the true one
 _NUMBERS = {int, float}
 
 
@@ -63,6 +64,12 @@ def segmentation_of(row: Row) -> Segmentation | None:
     return {"size": [height, width], "counts": found["counts"].encode("ascii")}
 
 
+def rough_of(row: Row) -> tuple[Segmentation, ...]:
+    """The masks that are to be improved, empty ones left out."""
+    found = (segmentation_of({"segmentation": mask}) for mask in row.get(ROUGH) or ())
+    return tuple(mask for mask in found if mask is not None)
+
+
 def points_of(row: Row) -> tuple[FloatArray, npt.NDArray[np.int64]]:
     """(P, 2) continuous xy and (P,) labels, 1 object, 0 background.
 
@@ -93,6 +100,7 @@ def faults(row: Row, size: Size | None) -> Iterator[Fault]:
     yield from finite_faults(row)
     yield from _box_faults(row.get("bbox"))
     yield from _segmentation_faults(row.get("segmentation"), size)
+    yield from _rough_faults(row.get(ROUGH), size)
     yield from _point_faults(row)
     yield from _weight_faults(row)
     if row.get("iscrowd") not in (None, 0, 1):
@@ -168,6 +176,15 @@ def _segmentation_faults(found: Any, size: Size | None) -> Iterator[Fault]:
                     "segmentation",
                     f"polygon {number} has {len(part) // 2} points; at least 3 are needed",
                 )
+
+
+def _rough_faults(found: Any, size: Size | None) -> Iterator[Fault]:
+    if found is not None and not isinstance(found, list):
+        yield Fault("malformed", ROUGH, f"{ROUGH} must be a list of masks, each a list of polygons or an RLE")
+        return
+    for number, mask in enumerate(found or (), start=1):
+        for fault in _segmentation_faults(mask, size):
+            yield Fault(fault.code, ROUGH, f"rough mask {number}: {fault.message}")
 
 
 def _rle_faults(rle: Row, size: Size | None) -> Iterator[Fault]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from leanmask.data.annotation import Row, box_of, points_of, segmentation_of, supervision_of
+from leanmask.data.annotation import Row, box_of, points_of, rough_of, segmentation_of, supervision_of
 from leanmask.data.files import read_json, write_json
 from leanmask.data.grouping import ANNOTATED, EXHAUSTIVE, PARTIAL, file_pack, folder_pack
 from leanmask.data.pack import Pack
@@ -77,8 +77,9 @@ class ClassMap:
 
 @dataclass(frozen=True, eq=False)
 class ObjectRecord:
-    """One annotation, image frame, pixels. box_xyxy: (4,) NaN where unknown. points_xy: (P, 2) continuous, with
-    point_labels: (P,) 1 object, 0 background. category: contiguous index. weight: trust in [0, 1].
+    """One annotation, image frame, pixels. rough: masks that are to be improved, beside the true one; training draws
+    one, else it is the last. box_xyxy: (4,) NaN where unknown. points_xy: (P, 2) continuous, with point_labels: (P,) 1
+    object, 0 background. category: contiguous index. weight: trust in [0, 1].
     """
 
     id: int
@@ -91,6 +92,7 @@ class ObjectRecord:
     crowd: bool
     weight: float
     provenance: str
+    rough: tuple[Segmentation, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,6 +265,7 @@ class AnnotationStore:
             crowd=bool(row.get("iscrowd")),
             weight=1.0 if weight is None else float(weight),
             provenance=str(row.get("provenance", "human")),
+            rough=rough_of(row),
         )
 
     def census(self) -> Census:

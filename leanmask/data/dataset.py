@@ -100,7 +100,7 @@ class TrainDataset(Dataset[Sample]):
     def _draw(self, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, 1, position])
         index = self.image_index(position)
-        record = _record(self.store, index)
+        record = _one_rough(_record(self.store, index), rng)
         scene = self._scene(record, rng)
         if rng.random() < self.augment.copy_paste_probability:
             scene = self._pasted(scene, index, rng)
@@ -175,6 +175,18 @@ def _record(store: ImageSource, index: int) -> ImageRecord:
         raise
     except DataError as error:  # annotations were checked on opening: what can fail here is reading an image's size
         raise UnreadableImage(str(error), "its size is not known") from None
+
+
+def _one_rough(record: ImageRecord, rng: np.random.Generator) -> ImageRecord:
+    """The image with one, at random, of the masks that are to be improved, for objects that have several."""
+    if all(len(item.rough) < 2 for item in record.objects):
+        return record
+    number = int(rng.integers(max(len(item.rough) for item in record.objects)))
+    objects = [
+        dataclasses.replace(item, rough=item.rough[number % len(item.rough) :][:1]) if item.rough else item
+        for item in record.objects
+    ]
+    return dataclasses.replace(record, objects=tuple(objects))
 
 
 def _size(record: ImageRecord, exif: Exif) -> tuple[int, int]:

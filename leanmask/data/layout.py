@@ -75,6 +75,26 @@ def locate_unlabelled(source: str | Path) -> SplitFiles:
     return SplitFiles(path, images or path.parent, None)
 
 
+def locate_images(annotations: str | Path, folder: str | Path | None = None) -> SplitFiles:
+    """A COCO file and the folder of its images: the one given, the one that a data.yaml beside or one level above names
+    for this file, or as for `locate_unlabelled`. Raises DataError when there is none.
+    """
+    path = Path(annotations)
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise DataError(f"{folder} is no folder of images")
+        return SplitFiles(path, Path(folder), None)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist{_nearest(path)}")
+    for place in (path.parent, path.parent.parent):
+        if (place / "data.yaml").is_file():
+            named = _from_yaml(place / "data.yaml", _read_yaml(place / "data.yaml")).values()
+            found = next((each for each in named if each.annotations and each.annotations.samefile(path)), None)
+            if found is not None:
+                return found
+    return locate_unlabelled(path)
+
+
 def _nearest(path: Path) -> str:
     ancestor = path
     while not ancestor.exists() and ancestor != ancestor.parent:

@@ -87,7 +87,8 @@ def split(
         for name, found in _files(source, parts, content).items():
             write_json(folder / name, found)
         write_json(folder / "split.json", _record(source, summary))
-        text = yaml.safe_dump({"splits": _data_splits(splits, parts, Path(out))}, sort_keys=False, allow_unicode=True)
+        named = _data_splits(splits, parts, Path(out), f"{source.protocol.amount:g}")
+        text = yaml.safe_dump({"splits": named}, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(text, encoding="utf-8")
     return summary
 
@@ -125,11 +126,16 @@ def _files(source: Source, parts: Parts, content: Mapping[str, Any]) -> dict[str
     if source.protocol.kind == "points":  # detectron2's PointSup; v1 is its first version, here seed 0
         files[f"annotations/instances_train_n{amount}_v{source.seed + 1}_without_masks.json"] = files[TRAIN_FILE]
     if parts.strong_ids is not None:  # PointWSSIS
-        for letter, strong in (("s", True), ("w", False)):
+        for path, strong in zip(weak_semi_files(amount), (True, False), strict=True):
             images = [image for image in parts.images if (image["id"] in parts.strong_ids) == strong]
             rows = [row for row in parts.rows if (row["image_id"] in parts.strong_ids) == strong]
-            files[f"annotations/instances_train_{amount}p_{letter}.json"] = file(images, rows)
+            files[path] = file(images, rows)
     return files
+
+
+def weak_semi_files(amount: str) -> tuple[str, str]:
+    """Strong and weak images apart, under PointWSSIS's names."""
+    return f"annotations/instances_train_{amount}p_s.json", f"annotations/instances_train_{amount}p_w.json"
 
 
 def _summary(source: Source, parts: Parts, out: Path) -> SplitSummary:
@@ -158,7 +164,7 @@ def _record(source: Source, summary: SplitSummary) -> dict[str, Any]:
     return {**counts, "source": source.path, "options": options}
 
 
-def _data_splits(splits: Mapping[str, SplitFiles], parts: Parts, out: Path) -> dict[str, dict[str, str]]:
+def _data_splits(splits: Mapping[str, SplitFiles], parts: Parts, out: Path, amount: str) -> dict[str, dict[str, str]]:
     """The splits of data.yaml, paths relative to the new folder."""
     here = out.absolute().parent.resolve() / out.absolute().name
 
@@ -167,6 +173,9 @@ def _data_splits(splits: Mapping[str, SplitFiles], parts: Parts, out: Path) -> d
 
     images = relative(splits["train"].images)
     named = {"train": {"annotations": TRAIN_FILE, "images": images, "truth": TRUTH_FILE}}
+    if parts.strong_ids is not None:
+        for name, path in zip(("strong", "weak"), weak_semi_files(amount), strict=True):
+            named[name] = {"annotations": path, "images": images, "truth": TRUTH_FILE}
     if parts.unlabelled:
         named["unlabelled"] = {"annotations": UNLABELLED_FILE, "images": images, "truth": UNLABELLED_TRUTH_FILE}
     for name, files in splits.items():

@@ -7,7 +7,7 @@ checkpoints and evaluations `step` is the number of finished steps.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -25,6 +25,8 @@ from leanmask.engine.update import Outcome, Updater
 from leanmask.engine.watch import Watchdog
 from leanmask.errors import RunError
 from leanmask.records import Batch
+
+KEPT_FOLDER = "weights"
 
 __all__ = ["Best", "Evaluated", "Job", "RunInterrupted", "TrainResult", "train"]
 
@@ -135,6 +137,9 @@ class _Training:
         """Evaluate, save and stop, as far as it is time for it."""
         config = self.job.train
         last = self.step == config.steps
+        if self.main and self.step in kept_steps(config.keep_weights_fractions, config.steps):
+            path = self.job.folder / KEPT_FOLDER / kept_name(self.step)
+            save_weights(path, self.job.teacher.model, {**self.job.describe, "who": "teacher", "step": self.step})
         self.owes_evaluation = last or (config.eval_every_steps > 0 and self.step % config.eval_every_steps == 0)
         if self.bad_in_a_row >= config.max_bad_steps:
             self.stop(Wish.NOT_FINITE, problem, journal)
@@ -230,6 +235,16 @@ class _Training:
     def track(self, numbers: Mapping[str, float]) -> None:
         if self.job.train.trackers:
             self.accelerator.log(dict(numbers), step=self.step)
+
+
+def kept_steps(fractions: Sequence[float], steps: int) -> tuple[int, ...]:
+    """After which updates the weights are kept, in order: at least the first, at most the last."""
+    return tuple(sorted({min(max(round(fraction * steps), 1), steps) for fraction in fractions}))
+
+
+def kept_name(step: int) -> str:
+    """File of the weights kept after an update, in `KEPT_FOLDER` of the run."""
+    return f"step-{step:07}.safetensors"
 
 
 def _next(batches: Iterator[Batch], interrupts: Interrupts) -> Batch | None:

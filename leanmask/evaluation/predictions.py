@@ -136,7 +136,8 @@ def predict_views(model: Model, views: Views, device: torch.device | str, precis
     try:
         with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
             images = views.weak.to(place, non_blocking=True)
-            return model.predict(images, [frame.content_box for frame in views.frames])
+            targets = [target.to(place, non_blocking=True) for target in views.targets]
+            return model.predict_for(images, targets, [frame.content_box for frame in views.frames])
     finally:
         for module, training in modes:
             module.training = training

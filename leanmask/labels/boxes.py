@@ -10,23 +10,31 @@ from torch import Tensor
 from leanmask.records import Instances, Proposals, Target
 
 
-def boxes_without_mask(targets: Sequence[Target]) -> tuple[Proposals, list[Instances]]:
+def boxes_without_mask(targets: Sequence[Target], points: bool = False) -> tuple[Proposals, list[Instances]]:
     """The boxes of all objects that have one but no mask, to ask a network for their masks; and these objects, image by
-    image, in the same order.
+    image, in the same order. points: also the objects that have a point but no box, for a network that takes points.
     """
     lacking = []
     for target in targets:
         instances = target.instances
-        lacking.append(instances[~instances.has_mask & ~instances.boxes.isnan().any(1)])
+        known = ~instances.boxes.isnan().any(1)
+        if points:
+            known = known | instances.object_points.isfinite().all(1)
+        lacking.append(instances[~instances.has_mask & known])
+    return as_proposals(lacking), lacking
+
+
+def as_proposals(lacking: Sequence[Instances]) -> Proposals:
+    """All objects of all images, to ask a network for their masks."""
     boxes = torch.cat([instances.boxes for instances in lacking])
     sizes = torch.tensor([len(instances) for instances in lacking], device=boxes.device)
-    proposals = Proposals(
+    return Proposals(
         image_index=torch.arange(len(lacking), device=boxes.device).repeat_interleave(sizes),
         boxes=boxes,
         object_index=torch.cat([torch.arange(len(instances), device=boxes.device) for instances in lacking]),
         categories=torch.cat([instances.categories for instances in lacking]),
+        points=torch.cat([instances.object_points for instances in lacking]),
     )
-    return proposals, lacking
 
 
 def box_prior(grid_boxes: Tensor, object_boxes: Tensor, size: tuple[int, int]) -> Tensor:

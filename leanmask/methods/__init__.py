@@ -6,6 +6,7 @@ from leanmask.methods.base import Method, StagedMethod
 from leanmask.methods.guided_distillation import GuidedDistillation
 from leanmask.methods.maskbooster import MaskBooster
 from leanmask.methods.pldc import PLDC
+from leanmask.methods.pointwssis import PointWSSIS
 from leanmask.methods.self_training import SelfTraining
 from leanmask.methods.supervised import Supervised
 
@@ -18,4 +19,5 @@ METHODS: dict[str, type[Method]] = {
 STAGED: dict[str, type[StagedMethod]] = {
     "self_training": SelfTraining,
     "guided_distillation": GuidedDistillation,
+    "pointwssis": PointWSSIS,
 }

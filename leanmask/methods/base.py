@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -85,15 +85,21 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class TrainStage:
-    """One training. settings: on top of the run's own, its method among them. data: the earlier stage whose data set it
-    learns from, None = the user's. teacher: the earlier stage whose best network the teacher starts as, None = a copy
-    of the student.
+    """One training. settings: on top of the run's own, its method among them; a `model` of another name takes none of
+    the run's but the backbone's. data: the earlier stage whose data set it learns from, None = the user's. teacher,
+    student: the earlier stage whose best network the teacher, the student starts as, None = a copy of the student, a
+    new network. encoder: the earlier stage whose backbone the model starts with, where it is the same one. It has
+    `steps_fraction` of `train.steps`, and is measured `evaluations` times, 0 = as often as the run says.
     """
 
     name: str
     settings: Mapping[str, Any]
     data: str | None = None
     teacher: str | None = None
+    student: str | None = None
+    encoder: str | None = None
+    steps_fraction: float = 1.0
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,50 @@ class PseudoMaskStage:
     teacher: str
 
 
-Stage = TrainStage | PseudoMaskStage
+@dataclass(frozen=True)
+class LabelSplitStage:
+    """The user's training data in two files: fully labelled (strong) images, which become the data set's `train`, and
+    images whose objects have points (weak). Strong objects get a point as weak ones have it (see `data.weak`).
+    """
+
+    name: str
+    point_at: str
+
+
+@dataclass(frozen=True)
+class RoughMaskStage:
+    """The strong images of stage `data`, with the masks that the kept early weights of the training stage `teacher`
+    have for their points, as rough masks beside the true ones; a share of the images becomes the split "held".
+    """
+
+    name: str
+    teacher: str
+    data: str
+    held_fraction: float
+
+
+@dataclass(frozen=True)
+class PointMaskStage:
+    """Strong images of stage `data`, and weak ones with the masks that the best network of the training stage `teacher`
+    has for their points. rule: "one" mask per point, or "published".
+    """
+
+    name: str
+    teacher: str
+    data: str
+    rule: Literal["one", "published"]
+
+
+@dataclass(frozen=True)
+class RefineStage:
+    """The data set of stage `data` with its predicted masks improved by the best network of stage `refiner`."""
+
+    name: str
+    refiner: str
+    data: str
+
+
+Stage = TrainStage | PseudoMaskStage | LabelSplitStage | RoughMaskStage | PointMaskStage | RefineStage
 
 
 class StagedMethod(ABC):

@@ -131,13 +131,13 @@ class MaskBooster(Method):
 
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances]:
         """The teacher's masks for the boxes of the objects that have none."""
-        proposals, lacking = boxes_without_mask(views.targets)
+        proposals, lacking = boxes_without_mask(views.targets, points=teacher.takes_points)
         taught = teacher.predict_masks(views.weak, proposals)
         values = self.best_logits(taught, proposals.boxes).float().sigmoid()
-        per_image = values.split([len(instances) for instances in lacking])
+        counts = [len(instances) for instances in lacking]
         return [
-            instances.replace(masks=Grids(grids, instances.boxes), scores=mask_certainty(grids))
-            for instances, grids in zip(lacking, per_image, strict=True)
+            instances.replace(masks=Grids(grids, boxes), scores=mask_certainty(grids))
+            for instances, grids, boxes in zip(lacking, values.split(counts), taught.boxes.split(counts), strict=True)
         ]
 
 

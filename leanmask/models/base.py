@@ -21,6 +21,8 @@ class Model(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Frozen]]
+    takes_points: ClassVar[bool] = False  # whether `predict_masks` finds objects by `Proposals.points`
+    needs_rough: ClassVar[bool] = False  # whether it improves rough masks, which its data must have then
     num_classes: int
     weights_note: str = "initialised from scratch"  # what was loaded and what was left out, for the user
 
@@ -43,6 +45,17 @@ class Model(nn.Module, ABC):
 
         content: xyxy part of each canvas that the image covers (`Frame.content_box`); boxes are clipped to it.
         """
+
+    def predict_for(
+        self,
+        images: Tensor,
+        targets: Sequence[Target],
+        content: Sequence[tuple[float, float, float, float]] | None = None,
+    ) -> list[Instances]:
+        """What is measured: `predict`, which sees the images alone. A model that improves given masks, instead of
+        finding objects, also looks at the targets' rough masks and points, and never at the true masks.
+        """
+        return self.predict(images, content)
 
     @abstractmethod
     def predict_masks(self, images: Tensor, proposals: Proposals, fine: bool = False) -> MaskPredictions:

@@ -12,20 +12,19 @@ proposals, S cells along one side of a grid, h w rows and columns of a query's m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from leanmask.config import Frozen
 from leanmask.distributed import global_mean
-from leanmask.masks import Crops
 from leanmask.models.backbone import BackboneSpec, NormName, normalise
 from leanmask.models.base import Model, finite_zero, grid_losses
+from leanmask.models.canvas_masks import over_boxes, tight_crops
 from leanmask.models.mask2former_network import (
     SWIN,
     AnyBackbone,
@@ -35,7 +34,7 @@ from leanmask.models.mask2former_network import (
 )
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import has_box
-from leanmask.models.points import Importance, regular_points, sample_grids
+from leanmask.models.points import Importance
 from leanmask.models.query_losses import QueryLoss, QueryLossSettings, QueryOutputs, box_fit, dice_losses, matched_pairs
 from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, Content, canvas_of
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
@@ -189,10 +188,10 @@ class Mask2Former(Model):
                     boxes=boxes,
                     object_index=pairs.object_index,
                     categories=instances.categories[pairs.object_index],
-                    logits=over_boxes(own, boxes, self.preset.teaching_cells),
+                    logits=over_boxes(own, boxes, self.preset.teaching_cells, MASK_STRIDE_PX),
                 )
             )
-        fields = [field.name for field in dataclasses.fields(MaskPredictions)]
+        fields = [field.name for field in dataclasses.fields(MaskPredictions) if field.name != "points"]
         return MaskPredictions(**{name: torch.cat([getattr(part, name) for part in found]) for name in fields})
 
     def predict_masks(self, images: Tensor, proposals: Proposals, fine: bool = False) -> MaskPredictions:
@@ -206,7 +205,7 @@ class Mask2Former(Model):
             outputs = self.outputs(images, last_only=True)
             boxes = proposals.boxes.float()
             query = best_queries(outputs.classes[-1], outputs.masks[-1], proposals)
-            logits = over_boxes(outputs.masks[-1][proposals.image_index, query], boxes, cells)
+            logits = over_boxes(outputs.masks[-1][proposals.image_index, query], boxes, cells, MASK_STRIDE_PX)
         return MaskPredictions(
             image_index=proposals.image_index,
             boxes=proposals.boxes,
@@ -249,7 +248,7 @@ class Mask2Former(Model):
         best = flat.topk(min(self.config.detections_per_image, len(flat)))
         chosen = best.indices[best.values > self.config.score_floor]
         queries, own = (chosen // self.num_classes).unique(return_inverse=True)
-        crops, certainty = tight_crops(masks[queries], limit)
+        crops, certainty = tight_crops(masks[queries], limit, MASK_STRIDE_PX)
         scores = flat[chosen] * certainty[own]
         order = scores.argsort(descending=True, stable=True)
         order = order[scores[order] > self.config.score_floor]
@@ -268,18 +267,6 @@ class Mask2Former(Model):
         )
 
 
-def over_boxes(masks: Tensor, boxes: Tensor, cells: int) -> Tensor:
-    """(K, 1, S, S) logits of masks (K, h, w), which cover the whole canvas, at the cells' centres of a grid over boxes
-    (K, 4) xyxy pixels; constant beyond the outermost centres.
-    """
-    height, width = masks.shape[-2:]
-    size = boxes.new_tensor([width, height])
-    corner, far = (boxes[:, None, :2] / MASK_STRIDE_PX, boxes[:, None, 2:] / MASK_STRIDE_PX)
-    places = corner + regular_points(cells, boxes) * (far - corner)
-    places = torch.minimum(places.clamp(min=0.5), size - 0.5) / size
-    return sample_grids(masks[:, None], places)[..., 0].view(-1, 1, cells, cells)
-
-
 @torch.no_grad()
 def best_queries(classes: Tensor, masks: Tensor, proposals: Proposals) -> Tensor:
     """(K,) int64 the query that fits each proposal best, from classes (B, Q, C + 1) and masks (B, Q, h, w)."""
@@ -294,50 +281,3 @@ def best_queries(classes: Tensor, masks: Tensor, proposals: Proposals) -> Tensor
         likely = classes[image].softmax(-1)[:, proposals.categories[rows]]
         query[rows] = (fit * likely).nan_to_num(nan=-1.0).argmax(0)
     return query
-
-
-def tight_crops(masks: Tensor, limit: tuple[float, float, float, float]) -> tuple[Crops, Tensor]:
-    """Probabilities at four times the size of mask logits (M, h, w), tight around what is above 0.5 inside `limit`
-    (xyxy pixels); and (M,) their mean there, 0 where nothing is. One mask at a time is enlarged, and of it no more than
-    can matter.
-    """
-    crops, regions, certainty = [], [], [masks.new_zeros(0)]
-    for window, x, y in _windows(masks, limit):
-        inside = window > 0
-        rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
-        if len(rows) == 0:
-            crops.append(window[:0, :0])
-            regions.append([0, 0, 0, 0])
-            certainty.append(masks.new_zeros(1))
-            continue
-        top, bottom, left, right = (int(edge) for edge in torch.stack([rows[0], rows[-1], columns[0], columns[-1]]))
-        values = window[top : bottom + 1, left : right + 1].sigmoid()
-        part = inside[top : bottom + 1, left : right + 1]
-        crops.append(values)
-        regions.append([x + left, y + top, right + 1 - left, bottom + 1 - top])
-        certainty.append(((values * part).sum() / (part.sum() + 1e-6))[None])
-    where = torch.tensor(regions, dtype=torch.int64, device=masks.device).view(-1, 4)
-    return Crops.join(crops, where, like=masks.new_zeros(0)), torch.cat(certainty)
-
-
-def _windows(masks: Tensor, limit: tuple[float, float, float, float]) -> Iterator[tuple[Tensor, int, int]]:
-    """Of every mask (h, w) the enlarged part inside `limit` that holds everything positive, and its x and y, pixels."""
-    height, width = masks.shape[-2:]
-    scale = MASK_STRIDE_PX
-    x0, y0, x1, y1 = int(limit[0]), int(limit[1]), -int(-limit[2] // 1), -int(-limit[3] // 1)
-    down, across = (masks > 0).any(2), (masks > 0).any(1)
-    for mask, rows, columns in zip(masks, down.cpu(), across.cpu(), strict=True):
-        if not bool(rows.any()):
-            yield mask[:0, :0], 0, 0
-            continue
-        # Between a positive cell and its neighbour values may be positive; beyond the neighbour's centre they are not.
-        filled, wide = rows.nonzero()[:, 0], columns.nonzero()[:, 0]
-        top, bottom = max(int(filled[0]) - 1, 0), min(int(filled[-1]) + 2, height)
-        left, right = max(int(wide[0]) - 1, 0), min(int(wide[-1]) + 2, width)
-        size = ((bottom - top) * scale, (right - left) * scale)
-        part = mask[None, None, top:bottom, left:right]
-        large = F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0, 0]
-        first_x, first_y = max(x0, left * scale), max(y0, top * scale)
-        kept_rows = slice(first_y - top * scale, max(y1 - top * scale, 0))
-        kept_columns = slice(first_x - left * scale, max(x1 - left * scale, 0))
-        yield large[kept_rows, kept_columns], first_x, first_y

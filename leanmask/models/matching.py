@@ -46,7 +46,7 @@ def assign(boxes: Tensor, target: Target, thresholds: Thresholds) -> Tensor:
     left_out = inside(boxes, target.ignore)
     left_out |= inside(boxes, doubtful) | _close(boxes, doubtful, thresholds.background)
     left_out |= _around_points(boxes, target, ~usable)
-    if not target.exhaustive or _may_be_anywhere(target, ~usable):
+    if not target.exhaustive or may_be_anywhere(target, ~usable):
         left_out |= ~inside(boxes, instances.boxes[trusted])
     assigned = torch.where(background & left_out, IGNORED, assigned)
     if len(trusted) == 0:
@@ -114,8 +114,8 @@ def _around_points(boxes: Tensor, target: Target, without_box: Tensor) -> Tensor
     return contains.any(1)
 
 
-def _may_be_anywhere(target: Target, without_box: Tensor) -> bool:
-    """Whether some object has neither box nor point, so that no place is surely background."""
+def may_be_anywhere(target: Target, without_box: Tensor) -> bool:
+    """Whether some object of `without_box` (N,) has neither box nor point, so that no place is surely background."""
     instances = target.instances
     if instances.points is None or instances.point_labels is None:
         return bool(without_box.any())

@@ -39,6 +39,25 @@ def load_pretrained(model: nn.Module, backbone: str, weights: str, fresh: tuple[
     return _fill(model, state, weights, fresh)
 
 
+def load_backbone(module: nn.Module, backbone: str, weights: str) -> str:
+    """Load the backbone's part of `weights` into a backbone with a pyramid, or into one whose network is `body` alone.
+
+    weights: as for `load_pretrained`; of a detector everything but the backbone is left out, and so is its pyramid
+    where this one has none or one of another size. Returns a sentence on what was loaded. Raises CheckpointError.
+    """
+    state = read_state(Path(weights)) if weights.endswith(FILE_SUFFIXES) else _download(backbone, weights)
+    if not any(name.startswith("backbone.") for name in state):
+        body = {name: value for name, value in state.items() if not name.startswith("fc.")}
+        return f"{_fill(module.get_submodule('body'), body, weights)} into the backbone"
+    whole = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
+    own = module.state_dict()
+    fits = all(name in own and own[name].shape == value.shape for name, value in whole.items())
+    if fits:
+        return f"{_fill(module, whole, weights)} into the backbone and its pyramid"
+    body = {name.removeprefix("body."): value for name, value in whole.items() if name.startswith("body.")}
+    return f"{_fill(module.get_submodule('body'), body, weights)} into the backbone"
+
+
 def read_state(path: Path) -> State:
     """The tensors of a checkpoint file; nothing in it is executed. Raises CheckpointError when it cannot be read."""
     if not path.is_file():

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from leanmask.data.dataset import EvalDataset, Sample
-from leanmask.data.files import read_json, why, write_json
+from leanmask.data.files import why
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.photos import Photos
 from leanmask.engine.distributed import start_processes
@@ -30,7 +29,7 @@ from leanmask.geometry import Frame
 from leanmask.inference import Loaded, load, weights_path
 from leanmask.labels.select import Thresholds, decoupled, measure
 from leanmask.pseudo.polygons import to_polygons
-from leanmask.pseudo.shares import Shares
+from leanmask.pseudo.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.records import Instances, Target, Views
 
 OnProgress = Callable[[int, int], None]
@@ -114,7 +113,7 @@ def pseudo(
     photos = Photos.find(images, loaded.classes, lenient=True)
     folder = out.with_name(f".{out.name}.parts")
     if state.is_main_process:
-        _require_same_work(folder, _fingerprint(weights_path(Path(run)), photos, options))
+        require_same_work(folder, _fingerprint(weights_path(Path(run)), photos, options))
     state.wait_for_everyone()
     shares = Shares(folder, state.process_index, state.num_processes)
     try:
@@ -193,29 +192,14 @@ def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance:
         }
         file.write("\n],\n" + json.dumps(rest)[1:] + "\n")
     temporary.replace(out)
-    shutil.rmtree(shares.folder)
+    remove_parts(shares.folder)
     return PseudoSummary(out, len(images), number, counts, tuple(skipped))
 
 
 def _fingerprint(weights: Path, photos: Photos, options: PseudoOptions) -> dict[str, Any]:
     paths = hashlib.blake2b("\n".join(map(str, photos.paths)).encode(), digest_size=16).hexdigest()
-    stat = weights.stat()
     return {
-        "weights": [str(weights.resolve()), stat.st_size, stat.st_mtime_ns],
+        "weights": file_state(weights),
         "images": [len(photos), paths],
         "options": dataclasses.asdict(options),
     }
-
-
-def _require_same_work(folder: Path, wanted: dict[str, Any]) -> None:
-    path = folder / "work.json"
-    if not path.is_file():
-        write_json(path, wanted)
-        return
-    found = read_json(path)
-    changed = [name for name in wanted if found.get(name) != json.loads(json.dumps(wanted[name]))]
-    if changed:
-        raise RunError(
-            f"{folder} holds unfinished work for this file, made with other {' and '.join(changed)}; finish it with "
-            "the same arguments, or remove that folder to start anew"
-        )

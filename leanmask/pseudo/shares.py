@@ -5,12 +5,13 @@ per image to a file of its own, in order, and a later start goes on after the la
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanmask.data.files import why
+from leanmask.data.files import read_json, why, write_json
 from leanmask.errors import RunError
 
 
@@ -72,3 +73,29 @@ class Shares:
 
     def _path(self, rank: int) -> Path:
         return self.folder / f"share-{rank + 1}-of-{self.world}.jsonl"
+
+
+def file_state(path: Path) -> list[Any]:
+    """What changes when a file does: its place, size and time."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def require_same_work(folder: Path, wanted: dict[str, Any]) -> None:
+    """Note in `folder` what its unfinished work is about. Raises RunError when it is about something else."""
+    path = folder / "work.json"
+    if not path.is_file():
+        write_json(path, wanted)
+        return
+    found = read_json(path)
+    changed = [name for name in wanted if found.get(name) != json.loads(json.dumps(wanted[name]))]
+    if changed:
+        raise RunError(
+            f"{folder} holds unfinished work for this file, made with other {' and '.join(changed)}; finish it with "
+            "the same arguments, or remove that folder to start anew"
+        )
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete a folder of unfinished work, when the work is finished."""
+    shutil.rmtree(folder)

@@ -7,6 +7,7 @@ Unless said otherwise coordinates are in the network frame, pixels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ IntArray = npt.NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class PlacedObject:
     """An annotated object on the canvas. box: (4,) xyxy, NaN where unknown. crop: (h, w) 0/1 at `region`, tight; empty
-    without a mask. points: (P, 2), labels: (P,) 1 object, 0 background, -1 not on the canvas or hidden.
+    without a mask. points: (P, 2), labels: (P,) 1 object, 0 background, -1 not on the canvas or hidden. rough: crop and
+    region of the mask that is to be improved.
     """
 
     source: ObjectRecord
@@ -40,6 +42,7 @@ class PlacedObject:
     region: Region
     points: FloatArray
     labels: IntArray
+    rough: tuple[ByteArray, Region] = NO_CROP
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +75,9 @@ def place(record: ImageRecord, frame: Frame) -> Placement:
     lost = [item for item in placed if isinstance(item, Lost)]
     crowds = transform_boxes(np.asarray(record.crowd_boxes_xyxy, dtype=np.float64).reshape(-1, 4), frame.matrix)
     remains = [clip_box(box, frame.canvas_size) for box in crowds] + [item.remains for item in lost]
+    objects = (item for item in placed if isinstance(item, PlacedObject))
     return Placement(
-        objects=tuple(item for item in placed if isinstance(item, PlacedObject)),
+        objects=tuple(_with_rough(item, frame) for item in objects),
         ignore=tuple(box for box in remains if box is not None),
         exhaustive=record.exhaustive and not any(item.unknown for item in lost),
     )
@@ -97,6 +101,13 @@ def _place_object(source: ObjectRecord, frame: Frame) -> PlacedObject | Lost:
     if source.segmentation is not None:
         drawn = tighten(*network_crop(source.segmentation, frame.matrix, frame.canvas_size))
     return PlacedObject(source, box, *drawn, points, labels)
+
+
+def _with_rough(placed: PlacedObject, frame: Frame) -> PlacedObject:
+    if not placed.source.rough:
+        return placed
+    crop = network_crop(placed.source.rough[-1], frame.matrix, frame.canvas_size)
+    return dataclasses.replace(placed, rough=tighten(*crop))
 
 
 def _place_mask(source: ObjectRecord, frame: Frame, points: FloatArray, labels: IntArray) -> PlacedObject | Lost:
@@ -169,7 +180,8 @@ def to_target(placement: Placement) -> Target:
         categories=torch.tensor([source.category for source in sources], dtype=torch.int64),
         supervision=torch.tensor([int(source.supervision) for source in sources], dtype=torch.int64),
         weights=torch.tensor([source.weight for source in sources], dtype=torch.float32),
-        masks=_crops(objects),
+        masks=_crops([(item.crop, item.region) for item in objects]),
+        rough=_rough_crops(objects),
         points=points,
         point_labels=labels,
         ids=torch.tensor([source.id for source in sources], dtype=torch.int64),
@@ -182,9 +194,16 @@ def _boxes(boxes: Sequence[FloatArray]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(boxes, dtype=np.float32).reshape(-1, 4))
 
 
-def _crops(objects: Sequence[PlacedObject]) -> Crops:
-    data = np.concatenate([np.zeros(0, dtype=np.uint8), *(item.crop.reshape(-1) for item in objects)])
-    regions = torch.tensor([item.region for item in objects], dtype=torch.int64).reshape(-1, 4)
+def _rough_crops(objects: Sequence[PlacedObject]) -> Crops | None:
+    """None where nobody has one, which is the rule."""
+    if all(item.rough is NO_CROP for item in objects):
+        return None
+    return _crops([item.rough for item in objects])
+
+
+def _crops(placed: Sequence[tuple[ByteArray, Region]]) -> Crops:
+    data = np.concatenate([np.zeros(0, dtype=np.uint8), *(crop.reshape(-1) for crop, _ in placed)])
+    regions = torch.tensor([region for _, region in placed], dtype=torch.int64).reshape(-1, 4)
     return Crops(torch.from_numpy(data), regions)
 
 

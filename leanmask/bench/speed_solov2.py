@@ -1,0 +1,87 @@
+"""Matrix NMS of a thousand masks, and what MaskRefineNet's crops cost beside its network."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leanmask.masks import Crops
+from leanmask.models.mask_refine import MaskRefineConfig, MaskRefineNet, RoughObjects, crop_regions
+from leanmask.models.matrix_nms import matrix_nms
+
+WARM_UP_ROUNDS = 2
+
+
+def nms_speed(candidates: int = 1000, side: int = 160, rounds: int = 15) -> dict[str, Any]:
+    """Seconds of matrix NMS of random ellipses, all of one class (the worst case), on one thread; wall clock and
+    processor time (steadier on a busy machine), medians. Bar: 0.03 s.
+    """
+    torch.manual_seed(0)
+    centres, radii = torch.rand(candidates, 2, 1, 1) * side, 5 + torch.rand(candidates, 2, 1, 1) * 25
+    at = torch.arange(side) + 0.5
+    off = ((at[:, None] - centres[:, 0]) / radii[:, 0]) ** 2 + ((at[None] - centres[:, 1]) / radii[:, 1]) ** 2
+    masks, categories = off <= 1, torch.zeros(candidates, dtype=torch.int64)
+    scores = torch.rand(candidates).sort(descending=True).values
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        wall, cpu = _medians(lambda: matrix_nms(masks, categories, scores), rounds)
+    finally:
+        torch.set_num_threads(threads)
+    covered = round(float(masks.float().mean()), 4)
+    return {"candidates": candidates, "side": side, "covered": covered, "seconds": wall, "cpu_seconds": cpu}
+
+
+@torch.inference_mode()
+def refiner_speed(objects: int = 32, side_px: int = 512, rounds: int = 5) -> dict[str, Any]:
+    """Objects per second of MaskRefineNet (tiny; 80 classes) with cropping and heat-maps, and of its bare network on
+    ready inputs, in turns; the ratio of processor times. Bar: 0.9.
+    """
+    torch.manual_seed(0)
+    model = MaskRefineNet(MaskRefineConfig(objects_at_once=objects), 80).eval()
+    images, rough = torch.rand(1, 3, side_px, side_px), _random_objects(objects, side_px)
+    inputs = model.inputs(images, rough, crop_regions(rough, torch.full((objects,), 2.0)))
+    whole: list[float] = []
+    bare: list[float] = []
+    for turn in range(WARM_UP_ROUNDS + rounds):
+        for seconds, work in ((whole, lambda: model.refine(images, rough)), (bare, lambda: model.network(inputs))):
+            spent = _timed(work)[1]
+            if turn >= WARM_UP_ROUNDS:
+                seconds.append(spent)
+    both = statistics.median(whole), statistics.median(bare)
+    return {
+        "objects": objects,
+        "refined_per_cpu_second": objects / both[0],
+        "bare_per_cpu_second": objects / both[1],
+        "ratio": both[1] / both[0],
+    }
+
+
+def _random_objects(count: int, side_px: int) -> RoughObjects:
+    size = torch.randint(20, 90, (count, 2))
+    corner = (torch.rand(count, 2) * (side_px - size)).long()
+    zeros = torch.zeros(count, dtype=torch.int64)
+    return RoughObjects(
+        image_index=zeros,
+        object_index=torch.arange(count),
+        categories=torch.randint(0, 80, (count,)),
+        points=(corner + size / 2).float(),
+        rough=Crops(torch.ones(int(size.prod(1).sum()), dtype=torch.uint8), torch.cat([corner, size], dim=1)),
+        canvas=(side_px, side_px),
+    )
+
+
+def _medians(work: Callable[[], Any], rounds: int) -> tuple[float, float]:
+    spent = [_timed(work) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
+    return statistics.median(wall for wall, _ in spent), statistics.median(cpu for _, cpu in spent)
+
+
+def _timed(work: Callable[[], Tensor | Any]) -> tuple[float, float]:
+    started, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - started, time.process_time() - cpu

@@ -1,0 +1,201 @@
+"""The stages of PointWSSIS that are no trainings: strong and weak images apart, rough masks for the refiner, and the
+data sets that students learn from. Each writes a COCO data set that a person can open; data.yaml is written last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pycocotools import mask as coco_mask
+
+from leanmask.data.annotation import ROUGH
+from leanmask.data.coco import AnnotationStore
+from leanmask.data.files import read_json, write_json
+from leanmask.data.layout import SplitFiles, locate
+from leanmask.data.weak import Labels, read_labels, with_points
+from leanmask.data.withholding.chance import count_of, shuffled
+from leanmask.engine.distributed import start_processes
+from leanmask.engine.trainer import KEPT_FOLDER
+from leanmask.errors import DataError, RunError, suggest
+from leanmask.evaluation.mask_quality import mask_quality
+from leanmask.inference import load
+from leanmask.pseudo.masks import (
+    DATA_FILE,
+    QUALITY_FILE,
+    OnProgress,
+    PseudoJob,
+    Rows,
+    make_pseudo_masks,
+    read_rows,
+    write_data,
+)
+from leanmask.pseudo.points import PointOptions, pseudo_points, require_points
+from leanmask.pseudo.refine import RefineOptions, refine
+from leanmask.settings import RunConfig
+
+Row = dict[str, Any]
+STRONG, WEAK, STRONG_WEAK, REFINED = (f"instances_train_{letter}.json" for letter in ("s", "w", "sw", "sw_refined"))
+TEACHER_MASKS = "instances_train_w_masks.json"
+ROUGH_FILES = {"train": "instances_train_rough.json", "held": "instances_held_rough.json"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage's work: the run's settings and folder, where it goes, and whom to tell."""
+
+    config: RunConfig
+    run: Path
+    out: Path
+    report: OnProgress
+    tell: Callable[[str], None]
+
+    @property
+    def splits(self) -> dict[str, SplitFiles]:
+        return locate(self.config.data.path)
+
+
+def read_split(work: Work) -> Labels:
+    """The user's training data by how it is labelled. Raises DataError when it, or the data to measure on, cannot be
+    used.
+    """
+    data = work.config.data
+    for name in (data.train_split, data.val_split):
+        if name not in work.splits:
+            raise DataError(f"{data.path} has no split '{name}'{suggest(name, work.splits)}")
+        files = work.splits[name]
+        if files.annotations is None:
+            raise DataError(f"split '{name}' of {data.path} has images but no annotation file")
+    files = work.splits[data.train_split]
+    assert files.annotations is not None
+    store = AnnotationStore.open(files.annotations, files.images, unannotated=data.unannotated)
+    return read_labels(files.annotations, store)
+
+
+def split_labels(work: Work, labels: Labels, point_at: str) -> None:
+    """`instances_train_s.json` and `instances_train_w.json` of the user's training data. See `LabelSplitStage`."""
+    files = work.splits[work.config.data.train_split]
+    unlearned = labels.unlearned_classes()
+    if unlearned:
+        names = ", ".join(unlearned)
+        work.tell(f"no fully labelled image shows {names}: the masks of these classes are class-agnostic guesses")
+    strong = with_points(labels, labels.strong, point_at, work.config.train.seed)
+    write_json(work.out / STRONG, labels.part(labels.strong, strong), overwrite=True)
+    write_json(work.out / WEAK, labels.part(labels.weak, labels.of(labels.weak)), overwrite=True)
+    parts = {"train": work.out / STRONG, "weak": work.out / WEAK}
+    named = {name: SplitFiles(path, files.images, files.truth) for name, path in parts.items()}
+    write_data(_with_train(work, named), work.out)
+
+
+def rough_masks(work: Work, teacher: Path, data: Path, held_fraction: float) -> None:
+    """Strong images with a rough mask per kept network for every object. See `RoughMaskStage`."""
+    kept = sorted((teacher / KEPT_FOLDER).glob("*.safetensors"))
+    if not kept:
+        raise RunError(f"{teacher} kept no early weights; rough masks are made by them (train.keep_weights_fractions)")
+    files, state = locate(data)["train"], start_processes()
+    found = []
+    for number, weights in enumerate(kept):
+        loaded = load(weights, device=str(state.device))
+        require_points(loaded, teacher)
+        job = PseudoJob({"train": files}, "train", "", state.process_index, state.num_processes, by_point=True)
+        make_pseudo_masks(loaded, job, work.out / weights.stem, _later(work.report, number, len(kept)))
+        state.wait_for_everyone()
+        found.append(read_rows(job.shares(work.out / weights.stem)))
+    if state.is_main_process:
+        assert files.annotations is not None
+        content = read_json(files.annotations)
+        _write_rough(work, {**content, "annotations": _with_rough(content, found)}, files, held_fraction)
+        for weights in kept:
+            job.shares(work.out / weights.stem).remove()
+            (work.out / weights.stem).rmdir()
+    state.wait_for_everyone()
+
+
+def _with_rough(content: Row, found: Sequence[Rows]) -> list[Row]:
+    """The annotations with the masks of every network that found one."""
+    rows = []
+    for row in content["annotations"]:
+        masks = [masks_of[row["id"]]["segmentation"] for masks_of in found if row["id"] in masks_of]
+        masks = [mask for mask in masks if coco_mask.area(mask) > 0]
+        rows.append({**row, ROUGH: masks} if masks else row)
+    return rows
+
+
+def _later(report: OnProgress, number: int, count: int) -> OnProgress:
+    return lambda done, total: report(number * total + done, count * total)
+
+
+def _write_rough(work: Work, content: Row, files: SplitFiles, held_fraction: float) -> None:
+    images = content["images"]
+    labelled = [image["id"] for image in images]
+    order = shuffled(labelled, work.config.train.seed, "held")
+    held = set(order[: min(count_of(held_fraction, len(order)), len(order) - 1) or len(order)])
+    chosen = {"train": [i for i in images if len(held) == len(images) or i["id"] not in held]}
+    chosen["held"] = [image for image in images if image["id"] in held]
+    named = {}
+    for name, part in chosen.items():
+        ids = {image["id"] for image in part}
+        rows = [row for row in content["annotations"] if row["image_id"] in ids]
+        write_json(work.out / ROUGH_FILES[name], {**content, "images": part, "annotations": rows}, overwrite=True)
+        named[name] = SplitFiles(work.out / ROUGH_FILES[name], files.images, None)
+    write_data(_with_train(work, named), work.out)
+
+
+def point_masks(work: Work, teacher: Path, data: Path, rule: Literal["one", "published"]) -> None:
+    """Strong images and weak ones with the teacher's masks: `instances_train_sw.json`. See `PointMaskStage`."""
+    given, masks = locate(data), work.out / TEACHER_MASKS
+    weak, strong = given["weak"], given["train"]
+    assert weak.annotations is not None
+    assert strong.annotations is not None
+    if not masks.is_file():
+        options = PointOptions(rule=rule, images=weak.images)
+        summary = pseudo_points(teacher, weak.annotations, masks, options, on_progress=work.report)
+        work.tell(summary.to_text())
+    if start_processes().is_main_process:
+        found = {row["id"]: row for row in read_json(masks)["annotations"]}
+        whole = {image["id"]: image for image in read_json(masks)["images"]}
+        content, more = read_json(strong.annotations), read_json(weak.annotations)
+        rows = [row if row.get("segmentation") else {**row, **found.get(row["id"], {})} for row in more["annotations"]]
+        images = [whole[image["id"]] for image in more["images"]]
+        both = {"images": [*content["images"], *images], "annotations": [*content["annotations"], *rows]}
+        _write_student(work, {**content, **both}, STRONG_WEAK)
+    start_processes().wait_for_everyone()
+
+
+def refined_masks(work: Work, refiner: Path, data: Path) -> None:
+    """The same with refined masks: `instances_train_sw_refined.json`. See `RefineStage`."""
+    files = locate(data)["train"]
+    assert files.annotations is not None
+    made = work.out / f"unmeasured_{REFINED}"
+    if not made.is_file():
+        options = RefineOptions(images=files.images, predicted_only=True)
+        work.tell(refine(files.annotations, refiner, made, options, on_progress=work.report).to_text())
+    if start_processes().is_main_process:
+        _write_student(work, read_json(made), REFINED)
+        made.unlink()
+    start_processes().wait_for_everyone()
+
+
+def _write_student(work: Work, content: Row, name: str) -> None:
+    """The data set, and the quality of its predicted masks where the truth is known."""
+    files = work.splits[work.config.data.train_split]
+    write_json(work.out / name, content, overwrite=True)
+    if files.truth is not None:
+        predicted = [row for row in content["annotations"] if row.get("provenance", "human") != "human"]
+        write_json(work.out / QUALITY_FILE, mask_quality(predicted, files.truth).to_json(), overwrite=True)
+    write_data(_with_train(work, {"train": SplitFiles(work.out / name, files.images, files.truth)}), work.out)
+
+
+def _with_train(work: Work, named: Mapping[str, SplitFiles]) -> dict[str, SplitFiles]:
+    """The user's splits with the training split exchanged for `named`; the first of these has its name."""
+    train = work.config.data.train_split
+    others = {name: files for name, files in work.splits.items() if name not in (train, *named)}
+    own = {train if name == "train" else name: files for name, files in named.items()}
+    return {**own, **others}
+
+
+def is_done(out: Path) -> bool:
+    """Whether a stage that is no training is complete."""
+    return (out / DATA_FILE).is_file()
