@@ -117,8 +117,13 @@ class EvaluationConfig(Frozen):
     """How a model is measured."""
 
     batch_size: int = Field(8, ge=1)
+    protocol: Literal["coco", "lvis"] = Field(
+        "coco", description="lvis: APr, APc and APf, each class only where somebody looked for it, 300 detections"
+    )
     max_detections: int | None = Field(
-        None, ge=1, description="per image; null = 100, raised for dense images and said so"
+        None,
+        ge=1,
+        description="per image and class; null = 100, raised for dense images and said so (lvis: 300 over all classes)",
     )
     who: tuple[Literal["student", "teacher"], ...] = Field(
         ("student", "teacher"), description="which networks to evaluate"

@@ -19,9 +19,9 @@ from leanmask.data.new_folder import new_folder
 from leanmask.data.photos import Photos
 from leanmask.engine.checkpoint import fit_weights, load_weights
 from leanmask.errors import CheckpointError, DataError, RunError, suggest
-from leanmask.evaluation.coco_ap import Evaluation, evaluate_results
+from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.predictions import predict_results, write_results
-from leanmask.evaluation.validator import Validator
+from leanmask.evaluation.validator import Validator, score_results
 from leanmask.models.base import Model
 from leanmask.records import Views
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
@@ -104,17 +104,19 @@ def evaluate(
     *,
     split: str = "val",
     out: str | Path | None = None,
+    protocol: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """COCO average precision of a run, a weights file or a COCO results file (.json) on a split of `data`.
+    """Average precision of a run, a weights file or a COCO results file (.json) on a split of `data`.
 
-    Results of a network go to `out`, by default `evaluation/<split>` in the run folder.
+    Results of a network go to `out`, by default `evaluation/<split>` in the run folder. protocol: "coco" or "lvis",
+    None = the run's own, "coco" for a file.
     """
     path, files = Path(run), _split(data, split)
     if files.annotations is None:
         raise DataError(f"split '{split}' of {data} has no annotations to evaluate against")
     if path.suffix == ".json":
-        return evaluate_results(files.annotations, path)
+        return score_results(files.annotations, path, protocol or "coco")
     loaded = load(path)
     folder = Path(out) if out else (path if path.is_dir() else path.parent) / "evaluation" / split
     dataset = _dataset(files, loaded)
@@ -125,6 +127,7 @@ def evaluate(
         device=loaded.device,
         precision=loaded.config.train.precision,
         max_detections=loaded.config.evaluation.max_detections,
+        protocol=protocol or loaded.config.evaluation.protocol,
     )
     evaluation = validator.measure(loaded.model, folder)
     assert evaluation is not None  # one process

@@ -215,6 +215,7 @@ class Session:
             device=self.state.device,
             precision=self.config.train.precision,
             max_detections=self.config.evaluation.max_detections,
+            protocol=self.config.evaluation.protocol,
         )
         networks = {"student": self.student, "teacher": self.teacher.model}
         measured: dict[str, dict[str, Any]] = {}

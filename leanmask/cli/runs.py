@@ -80,11 +80,14 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, weights file, or a COCO results file.")],
     data: Data,
     split: Annotated[str, typer.Option(help="Which split of the data set.")] = "val",
+    protocol: Annotated[
+        str | None, typer.Option(help="coco or lvis (rare, common, frequent classes). [default: the run's own]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """COCO average precision, with the twelve numbers and a table per class."""
+    """Average precision, with a table per class."""
     with progress("evaluating", as_json) as on_progress:
-        evaluation = run_evaluate(run, data, split=split, on_progress=on_progress)
+        evaluation = run_evaluate(run, data, split=split, protocol=protocol, on_progress=on_progress)
     if as_json:
         print_json(evaluation.to_json())
         return
