@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": BASE,
     "methods": BASE | {"labels", "models.base"},
     "engine": BASE | {"models.base", "methods.base"},
-    "evaluation": BASE | {"models.base"},
+    "evaluation": BASE | {"models.base", "labels.calibrate"},
     "reports": {"errors"},
 }
 
