@@ -42,6 +42,13 @@ class DataConfig(Frozen):
         "error", description="what to do with images that carry an EXIF rotation"
     )
     image_size: int = Field(512, ge=32, multiple_of=32, description="side of the square network input, pixels")
+    repeat_threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="images of classes in fewer than this share of the images are shown more often, by the square root "
+        "(repeat-factor sampling; LVIS: 0.001); 0 = all alike",
+    )
     workers: int = Field(2, ge=0, description="loader processes per training process")
 
 
@@ -120,6 +127,7 @@ class EvaluationConfig(Frozen):
     protocol: Literal["coco", "lvis"] = Field(
         "coco", description="lvis: APr, APc and APf, each class only where somebody looked for it, 300 detections"
     )
+    calibration: bool = Field(False, description="also measure how far scores can be trusted (ECE, reliability)")
     max_detections: int | None = Field(
         None,
         ge=1,
