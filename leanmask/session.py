@@ -91,6 +91,7 @@ class Session:
         self.unlabelled = self._unlabelled(splits) if self.method.uses_unlabelled else None
         self.loader = self._loader()
         self.student: Model = config.build_model(len(self.classes))
+        self.student.tell_image_counts([census.class_images[name] for name in self.classes.names])
         self.teacher = Teacher(self.student)
         if config.train.teacher_weights is not None:
             path = Path(config.train.teacher_weights)
@@ -106,6 +107,7 @@ class Session:
             objects_per_class=tuple(sum(kinds.values()) for kinds in counts),
             class_names=tuple(self.classes.names),
             labelled_images=census.images - census.unlabelled_images,
+            images_per_class=tuple(census.class_images[name] for name in self.classes.names),
         )
 
     def _unlabelled(self, splits: Mapping[str, SplitFiles]) -> Unlabelled:
@@ -128,7 +130,8 @@ class Session:
         if self.unlabelled is not None:
             # Another seed, or position n of both streams would be augmented alike; there are no masks to paste.
             bare = augment.model_copy(update={"copy_paste_probability": 0.0})
-            more = TrainDataset(self.unlabelled.images, data, bare, train.seed + UNLABELLED_SEED)
+            alike = data.model_copy(update={"repeat_threshold": 0.0})
+            more = TrainDataset(self.unlabelled.images, alike, bare, train.seed + UNLABELLED_SEED)
             count = train.unlabelled_batch_size or train.batch_size
         return StepLoader(
             images,
@@ -216,6 +219,7 @@ class Session:
             precision=self.config.train.precision,
             max_detections=self.config.evaluation.max_detections,
             protocol=self.config.evaluation.protocol,
+            calibration=self.config.evaluation.calibration,
         )
         networks = {"student": self.student, "teacher": self.teacher.model}
         measured: dict[str, dict[str, Any]] = {}

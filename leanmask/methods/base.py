@@ -33,7 +33,7 @@ class TrainingFacts:
     """What a method may know of the training besides its batches. total_steps: student updates. masks_per_class: how
     many objects of each class (contiguous index) have a true mask in the training data; empty = not known.
     objects_per_class: the same for all labelled objects. class_names: in the order of the contiguous index.
-    labelled_images: how many images the labelled objects are on.
+    labelled_images: how many images the labelled objects are on. images_per_class: how many of them have each class.
     """
 
     total_steps: int
@@ -41,6 +41,7 @@ class TrainingFacts:
     objects_per_class: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
     labelled_images: int = 0
+    images_per_class: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
