@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL
 from leanmask.config import AugmentConfig, DataConfig, EvaluationConfig, Frozen, OptimConfig, TrainConfig
 from leanmask.methods import METHODS
 from leanmask.models import MODELS
@@ -37,14 +38,15 @@ holds its settings, resolved, in `config.yaml`.
 def results() -> str:
     """docs/results.md: every table that `leanmask bench` has rows for."""
     parts = [RESULTS_INTRO]
-    files = [path for path in sorted(RESULTS.glob("*.json")) if "-" in path.stem]
+    files = [path for path in sorted(RESULTS.glob("*.json")) if "-" in path.stem or path.stem == LONGTAIL_PROTOCOL]
     shared = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*full.json")}
     for path in files:
         dataset, _, _ = path.stem.rpartition("sparse-")
         rows = json.loads(path.read_text(encoding="utf-8")) + shared.get(f"{dataset}full.json", [])
+        metrics = {"metrics": LONGTAIL_METRICS} if path.stem.endswith(LONGTAIL_PROTOCOL) else {}
         parts += [
             f"## {path.stem}",
-            render_markdown(benchmark_table(rows)),
+            render_markdown(benchmark_table(rows, **metrics)),
             f"Raw rows: `benchmarks/results/{path.name}`",
         ]
     return "\n\n".join(part.strip() for part in parts) + "\n"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from leanmask.pseudo.images import pseudo
     from leanmask.reports.page import write_report
     from leanmask.reports.review import write_review
+    from leanmask.retrieval.retrieve import retrieve
     from leanmask.run import resume, train
     from leanmask.spending import budget
 
@@ -35,6 +36,7 @@ _HOME = {
     "pseudo": "leanmask.pseudo.images",
     "quality": "leanmask.evaluation.trust",
     "resume": "leanmask.run",
+    "retrieve": "leanmask.retrieval.retrieve",
     "split": "leanmask.data.splits",
     "train": "leanmask.run",
     "write_digits": "leanmask.data.digits",
@@ -53,6 +55,7 @@ __all__ = [
     "pseudo",
     "quality",
     "resume",
+    "retrieve",
     "split",
     "train",
     "write_digits",

@@ -23,6 +23,7 @@ from leanmask.engine.job import Evaluated, Job, TrainResult
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import train as run_job
 from leanmask.errors import ConfigError, DataError, RunError, suggest
+from leanmask.evaluation.coco_files import CocoTruth
 from leanmask.evaluation.pseudo_quality import PseudoImage, pseudo_quality
 from leanmask.evaluation.validator import Validator
 from leanmask.methods.base import Method, TrainingFacts
@@ -63,10 +64,13 @@ class TrainSummary:
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """The unlabelled images of a training, and the file with what is on them where a benchmark has hidden it."""
+    """The unlabelled images of a training, and the file with what is on them where a benchmark has hidden it. by_name:
+    the images come from a plain folder, so the truth knows them by their file names only.
+    """
 
     images: ImagePool
     truth: Path | None
+    by_name: bool = False
 
 
 class Session:
@@ -116,7 +120,7 @@ class Session:
         if self.state.is_main_process:
             require_apart(pool, {"labelled": self.labelled, "validation": self.validation})
         truth = sources[0].truth if len(sources) == 1 else None
-        return Unlabelled(pool, truth)
+        return Unlabelled(pool, truth, by_name=sources[0].annotations is None)
 
     def _loader(self) -> StepLoader:
         data, train, augment = self.config.data, self.config.train, self.config.augment
@@ -169,7 +173,8 @@ class Session:
             self._tell(step, f"loss {sum(losses.values()):.2f}")
 
         self._on_progress = on_progress
-        self._tell(0, f"{self.labelled.census().to_text()}; weights: {self.student.weights_note}")
+        told = [self.labelled.census().to_text(), f"weights: {self.student.weights_note}", self.method.notice]
+        self._tell(0, "; ".join(part for part in told if part))
         job = Job(
             student=self.student,
             teacher=self.teacher,
@@ -247,6 +252,9 @@ class Session:
         truth = self.unlabelled.truth if self.unlabelled else self.files[self.config.data.train_split].truth
         if truth is None:
             return None
+        known = CocoTruth.open(truth)
+        names = {Path(str(row["file_name"])).name: key for key, row in known.images.items()}
+        by_name = self.unlabelled is not None and self.unlabelled.by_name
         source: ImageSource = self.unlabelled.images if self.unlabelled else self.labelled
         images = EvalDataset(source, self.config.data, every=max(1, len(source) // MEASURED_IMAGES))
         found: list[PseudoImage] = []
@@ -257,12 +265,14 @@ class Session:
                 return None
             lacking = [target.instances[~target.instances.has_mask] for target in views.targets]
             found += [
-                PseudoImage(image_id, instances, frame, None if free else _ids(asked))
-                for image_id, instances, frame, asked in zip(
-                    views.image_ids, labels, views.frames, lacking, strict=True
+                PseudoImage(
+                    names[Path(file).name] if by_name else image_id, instances, frame, None if free else _ids(asked)
+                )
+                for image_id, file, instances, frame, asked in zip(
+                    views.image_ids, views.files, labels, views.frames, lacking, strict=True
                 )
             ]
-        return pseudo_quality(found, truth, self.classes.ids).to_json()
+        return pseudo_quality(found, known, self.classes.ids).to_json()
 
 
 def _ids(instances: Instances) -> frozenset[int]:

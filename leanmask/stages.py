@@ -18,12 +18,14 @@ from leanmask.config import merge
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
+from leanmask.data.unlabelled import unlabelled_sources
 from leanmask.engine.distributed import start_processes
 from leanmask.engine.job import RunInterrupted
 from leanmask.errors import DataError, LeanmaskError, RunError
 from leanmask.inference import load
 from leanmask.methods import METHODS
-from leanmask.methods.base import PseudoMaskStage, Stage, TrainStage
+from leanmask.methods.base import CalibrateStage, HoldBackStage, PseudoMaskStage, Stage, TrainStage
+from leanmask.pseudo import calibration
 from leanmask.pseudo.masks import DATA_FILE, PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.session import OnStep, TrainSummary
@@ -51,8 +53,10 @@ class StagedRun:
         for stage in self.stages:
             if isinstance(stage, TrainStage):
                 self.trained.append(self._train(stage))
-            else:
+            elif isinstance(stage, PseudoMaskStage):
                 self._label(stage)
+            else:
+                self._prepare(stage)
         last = self.trained[-1]
         if self.state.is_main_process:
             _copy(last.folder / "best.safetensors", self.folder / "best.safetensors")
@@ -79,11 +83,43 @@ class StagedRun:
         if stage.teacher is not None:
             weights = self.stage_folder(stage.teacher).absolute() / "best.safetensors"
             settings = merge(settings, {"train": {"teacher_weights": str(weights)}})
+        if stage.calibration is not None:
+            path = self.stage_folder(stage.calibration).absolute() / calibration.CALIBRATION_FILE
+            settings = merge(settings, {"method": {"calibration": str(path)}})
         folder, report = self.stage_folder(stage.name), self._reporter(stage)
         try:
             return self.train_one(resolve(settings), folder, report, self._write_folder)
         except RunInterrupted as stopped:  # it is the whole run that the user goes on with
             raise RunInterrupted(str(stopped).replace(str(folder), str(self.folder))) from None
+
+    def _prepare(self, stage: HoldBackStage | CalibrateStage) -> None:
+        """Hold images back, or calibrate on them: quick work of the first process."""
+        out, report = self.stage_folder(stage.name), self._reporter(stage)
+        if self.state.is_main_process:
+            if isinstance(stage, CalibrateStage):
+                self._calibrate(stage, out, report)
+            elif not (out / calibration.DATA_FILE).is_file():
+                data = self.config.data
+                splits = locate(data.path)
+                if data.train_split in splits and splits[data.train_split].annotations is not None:
+                    unlabelled_sources(data.unlabelled, splits)  # better said before anything is written
+                    self._write_folder()
+                    count = calibration.hold_back(splits, data.train_split, stage.fraction, self.config.train.seed, out)
+                    report(0, 1, f"{count} images held back")
+        self.state.wait_for_everyone()
+
+    def _calibrate(self, stage: CalibrateStage, out: Path, report: OnStep) -> None:
+        if (out / calibration.CALIBRATION_FILE).is_file():
+            return
+        loaded = load(self.stage_folder(stage.teacher), device=str(self.state.device))
+        try:
+            notes = calibration.calibrate(
+                loaded, self.stage_folder(stage.data), out, lambda done, total: report(0, 1, f"image {done} of {total}")
+            )
+        except KeyboardInterrupt:
+            raise RunInterrupted(f"stopped; go on with: leanmask train --resume {self.folder}") from None
+        for note in notes:
+            report(0, 1, note)
 
     def _label(self, stage: PseudoMaskStage) -> None:
         out = self.stage_folder(stage.name)

@@ -71,6 +71,7 @@ def test_only_the_wiring_is_unrestricted() -> None:
         "doctor",
         "inference",
         "pseudo",
+        "retrieval",
         "run",
         "session",
         "settings",

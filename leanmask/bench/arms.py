@@ -82,8 +82,35 @@ RAREST_PERCENT = 1.0
 COPY_PASTE = {"augment": {"copy_paste_probability": 0.5}}
 
 
+# longtail: digits whose classes have a long tail, with unlabelled images; measured by LVIS's protocol.
+LONGTAIL_PROTOCOL = "longtail"
+LONGTAIL_METRICS = ("AP", "APr", "APc", "APf", "ECE")
+_LVIS = {"evaluation": {"protocol": "lvis", "calibration": True}}
+
+
+def _better(**settings: Any) -> Arm:
+    return Arm(merge({"method": {"name": "better_labels", **settings}}, _LVIS))
+
+
+def _smoothed(**settings: Any) -> Arm:
+    return Arm(merge({"method": {"name": "smoothed", **settings}}, _LVIS))
+
+
+LONGTAIL: dict[str, Arm] = {
+    "baseline": Arm(merge({"method": {"name": "supervised"}}, _LVIS)),
+    "uniform": _smoothed(smoothing="uniform"),
+    "similarity": _smoothed(gamma=0.0),
+    "frequency": _smoothed(),
+    "one_hot": _better(targets="one_hot", calibrate=False),
+    "soft": _better(calibrate=False),
+    "better_labels": _better(),
+}
+
+
 def arms_of(protocol: str) -> dict[str, Arm]:
     """The rows of a protocol's table, in order. Raises ConfigError or DataError for one that has none."""
+    if protocol == LONGTAIL_PROTOCOL:
+        return LONGTAIL
     parsed = parse_protocol(protocol)
     if parsed.kind == "full":
         return {"full": SPARSE["full"]}
@@ -92,7 +119,9 @@ def arms_of(protocol: str) -> dict[str, Arm]:
     if parsed.kind == "semi":
         return SEMI
     if parsed.kind != "sparse":
-        raise ConfigError(f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P and full")
+        raise ConfigError(
+            f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P, longtail and full"
+        )
     if parsed.amount > RAREST_PERCENT:
         return SPARSE
     untouched = ("baseline", "full")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from leanmask.cli import data, runs, trials  # noqa: F401 (each adds its verbs, in the order of --help)
+from leanmask.cli import data, retrieval, runs, trials  # noqa: F401 (each adds its verbs, in the order of --help)
 from leanmask.cli.shared import app
 from leanmask.console import messages, print_json
 from leanmask.errors import LeanmaskError

@@ -6,7 +6,9 @@ Letters: N predictions, C classes, B bins of the confidence from 0 to 1.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -65,6 +67,17 @@ def class_errors(
         counts[category] = found.counts.sum()
         errors[category] = (found.counts * (found.accuracy - found.confidence)).sum() / counts[category]
     return errors, counts
+
+
+def read_calibration(path: Path) -> dict[str, float]:
+    """The signed error of each class by name, from a calibration.json. Raises ConfigError when it is none."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["per_class"]
+        return {str(row["name"]): float(row["error"]) for row in rows}
+    except OSError as error:
+        raise ConfigError(f"cannot read the calibration {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is no calibration as leanmask writes it: it has no list per_class") from None
 
 
 def corrected(probabilities: Tensor, errors: Tensor, strength: float = 2.0) -> Tensor:

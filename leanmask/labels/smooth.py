@@ -53,6 +53,11 @@ class Prototypes:
         self.sums.index_add_(0, index, values)
         self.counts += torch.bincount(index, minlength=len(self.counts)).double()
 
+    def add_sums(self, sums: Tensor, counts: Tensor) -> None:
+        """Take in sums (C, D) of embeddings and how many objects of each class (C,) are in them."""
+        self.sums = sums.double() if self.sums is None else self.sums + sums.double()
+        self.counts = self.counts + counts.double()
+
     def means(self) -> Tensor:
         """(C, D) prototypes, a row of NaN where a class has no object."""
         sums = torch.zeros(len(self.counts), 1, dtype=torch.float64) if self.sums is None else self.sums

@@ -61,6 +61,7 @@ class Method(ABC):
 
     Config: ClassVar[type[EmaConfig]]
     uses_unlabelled: ClassVar[bool] = False
+    notice: str | None = None  # a sentence for the user, before the first step
 
     def __init__(self, config: EmaConfig, facts: TrainingFacts) -> None:
         self.config = config
@@ -87,13 +88,14 @@ class Method(ABC):
 class TrainStage:
     """One training. settings: on top of the run's own, its method among them. data: the earlier stage whose data set it
     learns from, None = the user's. teacher: the earlier stage whose best network the teacher starts as, None = a copy
-    of the student.
+    of the student. calibration: the earlier stage whose calibration the method gets.
     """
 
     name: str
     settings: Mapping[str, Any]
     data: str | None = None
     teacher: str | None = None
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,24 @@ class PseudoMaskStage:
     teacher: str
 
 
-Stage = TrainStage | PseudoMaskStage
+@dataclass(frozen=True)
+class HoldBackStage:
+    """The user's data set without a share of its fully labelled training images, which become its split "held"."""
+
+    name: str
+    fraction: float
+
+
+@dataclass(frozen=True)
+class CalibrateStage:
+    """How far the best network of the training stage `teacher` can be trusted, per class, on what stage `data` held."""
+
+    name: str
+    teacher: str
+    data: str
+
+
+Stage = TrainStage | PseudoMaskStage | HoldBackStage | CalibrateStage
 
 
 class StagedMethod(ABC):
