@@ -145,7 +145,7 @@ def test_unknown_names_offer_the_nearest() -> None:
     def told(name: str) -> None:
         resolve({"data": {"path": "."}, "method": "supervised", "model": {"name": "mask_rcnn", "backbone": name}})
 
-    with pytest.raises(ConfigError, match=r"unknown backbone 'resnet5'.*did you mean 'resnet50'"):
+    with pytest.raises(ConfigError, match=r"model.backbone 'resnet5' is unknown.*did you mean 'resnet50'"):
         told("resnet5")
     with pytest.raises(ConfigError, match=r"timm has no model 'eva02_large_patch14_22'.*did you mean 'eva02_large"):
         told("timm:eva02_large_patch14_22")

@@ -66,7 +66,7 @@ def require_known(name: str) -> None:
     elif name not in own:
         near = suggest(name, own)
         raise ConfigError(
-            f"unknown backbone '{name}'{near}; there are {', '.join(own)}, and timm's models as {PREFIX}NAME "
+            f"model.backbone '{name}' is unknown{near}; there are {', '.join(own)}, and timm's models as {PREFIX}NAME "
             "(`leanmask doctor --backbones`)"
         )
 

@@ -155,7 +155,7 @@ def faiss_library() -> ModuleType:
         import faiss  # noqa: PLC0415
     except ImportError:
         raise ConfigError("retrieval needs the package faiss: pip install 'leanmask[retrieval]'") from None
-    return faiss  # type: ignore[no-any-return]
+    return faiss
 
 
 def chunked(vectors: FloatArray) -> Iterator[FloatArray]:

@@ -80,11 +80,11 @@ def embed_pool(pool: Pool, embedder: Embedder, batch_size: int, on_progress: Cal
 
 
 def _embed_files(paths: Sequence[Path], embedder: Embedder, dimension: int) -> FloatArray:
-    pictures = [read_upright(path) for path in paths]
+    found = [(place, read_upright(path)) for place, path in enumerate(paths)]
+    readable = [(place, picture) for place, picture in found if picture is not None]
     vectors = np.zeros((len(paths), dimension), dtype=np.float32)
-    readable = [place for place, picture in enumerate(pictures) if picture is not None]
     if readable:
-        vectors[readable] = embedder([pictures[place] for place in readable if pictures[place] is not None])
+        vectors[[place for place, _ in readable]] = embedder([picture for _, picture in readable])
     return vectors
 
 
