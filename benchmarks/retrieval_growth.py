@@ -3,8 +3,8 @@
     python benchmarks/retrieval_growth.py 10000 100000 1000000 [--out benchmarks/results/retrieval_growth.json]
 
 For every size one process builds the index from chunks, another opens it from disk and searches 1,000 queries for their
-64 neighbours. Reports seconds (wall clock, and processor time of all threads), the index's bytes, and the largest resident memory of the search in multiples of the
-vectors; adds rows to the file, one per size.
+64 neighbours. Reports seconds (wall clock, and processor time of all threads), the index's bytes, and the largest
+resident memory of the search in multiples of the vectors; adds rows to the file, one per size.
 """
 
 from __future__ import annotations
