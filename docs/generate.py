@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL
 from leanmask.config import AugmentConfig, DataConfig, EvaluationConfig, Frozen, OptimConfig, TrainConfig
 from leanmask.costs import LabelCosts
 from leanmask.labels.budget import SCHEMES, Counts, price
@@ -51,7 +52,9 @@ def results() -> str:
             continue
         bounds = _rows(RESULTS / f"{found['data'] or ''}full.json")
         parts.append(f"## {path.stem}")
-        parts += map(render_markdown, benchmark_tables(_rows(path) + bounds)[: _settings(_rows(path))])
+        metrics = {"metrics": LONGTAIL_METRICS} if found["protocol"] == LONGTAIL_PROTOCOL else {}
+        tables = benchmark_tables(_rows(path) + bounds, **metrics)
+        parts += map(render_markdown, tables[: _settings(_rows(path))])
         parts.append(f"Raw rows: `benchmarks/results/{path.name}`")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from leanmask.pseudo.refine import refine
     from leanmask.reports.page import write_report
     from leanmask.reports.review import write_review
+    from leanmask.retrieval.retrieve import retrieve
     from leanmask.run import resume, train
     from leanmask.spending import budget
     from leanmask.suggestions import suggest
@@ -45,6 +46,7 @@ _HOME = {
     "pseudo_points": "leanmask.pseudo.points",
     "refine": "leanmask.pseudo.refine",
     "resume": "leanmask.run",
+    "retrieve": "leanmask.retrieval.retrieve",
     "split": "leanmask.data.splits",
     "suggest": "leanmask.suggestions",
     "train": "leanmask.run",
@@ -69,6 +71,7 @@ __all__ = [
     "quality",
     "refine",
     "resume",
+    "retrieve",
     "split",
     "suggest",
     "train",

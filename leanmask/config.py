@@ -42,6 +42,13 @@ class DataConfig(Frozen):
         "error", description="what to do with images that carry an EXIF rotation"
     )
     image_size: int = Field(512, ge=32, multiple_of=32, description="side of the square network input, pixels")
+    repeat_threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="images of classes in fewer than this share of the images are shown more often, by the square root "
+        "(repeat-factor sampling; LVIS: 0.001); 0 = all alike",
+    )
     workers: int = Field(2, ge=0, description="loader processes per training process")
 
 
@@ -130,8 +137,14 @@ class EvaluationConfig(Frozen):
     """How a model is measured."""
 
     batch_size: int = Field(8, ge=1)
+    protocol: Literal["coco", "lvis"] = Field(
+        "coco", description="lvis: APr, APc and APf, each class only where somebody looked for it, 300 detections"
+    )
+    calibration: bool = Field(False, description="also measure how far scores can be trusted (ECE, reliability)")
     max_detections: int | None = Field(
-        None, ge=1, description="per image; null = 100, raised for dense images and said so"
+        None,
+        ge=1,
+        description="per image and class; null = 100, raised for dense images and said so (lvis: 300 over all classes)",
     )
     who: tuple[Literal["student", "teacher"], ...] = Field(
         ("student", "teacher"), description="which networks to evaluate"

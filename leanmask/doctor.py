@@ -6,11 +6,13 @@ import importlib.metadata
 import importlib.util
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from leanmask.masks import Crops
+from leanmask.models.backbone import BackboneName
+from leanmask.models.timm_backbones import PREFIX, timm_names
 from leanmask.records import Instances, Supervision, Target
 from leanmask.run import environment
 from leanmask.settings import resolve
@@ -41,6 +43,12 @@ class Findings:
             outcome = f"a training step took {result:.2f} s" if isinstance(result, float) else f"FAILED: {result}"
             lines.append(f"{device:18} {outcome}")
         return "\n".join(lines)
+
+
+def backbones() -> list[str]:
+    """Every name that `model.backbone` takes: ours, torchvision's, and timm's where it is installed."""
+    timm = [f"{PREFIX}{name}" for name in timm_names()] if importlib.util.find_spec("timm") else []
+    return [*get_args(BackboneName), *timm]
 
 
 def doctor() -> Findings:

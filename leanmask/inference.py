@@ -19,9 +19,9 @@ from leanmask.data.new_folder import new_folder
 from leanmask.data.photos import Photos
 from leanmask.engine.checkpoint import fit_weights, load_weights
 from leanmask.errors import CheckpointError, DataError, RunError, suggest
-from leanmask.evaluation.coco_ap import Evaluation, evaluate_results
+from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.predictions import predict_results, write_results
-from leanmask.evaluation.validator import Validator
+from leanmask.evaluation.validator import Validator, score_results, with_calibration
 from leanmask.models.base import Model
 from leanmask.records import Views
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
@@ -38,6 +38,16 @@ class Loaded:
     classes: ClassMap
     config: RunConfig
     device: torch.device
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """protocol: "coco" or "lvis", None = the run's own, "coco" for a file. calibration: also measure how far scores can
+    be trusted.
+    """
+
+    protocol: str | None = None
+    calibration: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,9 +114,10 @@ def evaluate(
     *,
     split: str = "val",
     out: str | Path | None = None,
+    options: EvaluateOptions = EvaluateOptions(),
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """COCO average precision of a run, a weights file or a COCO results file (.json) on a split of `data`.
+    """Average precision of a run, a weights file or a COCO results file (.json) on a split of `data`.
 
     Results of a network go to `out`, by default `evaluation/<split>` in the run folder.
     """
@@ -114,7 +125,8 @@ def evaluate(
     if files.annotations is None:
         raise DataError(f"split '{split}' of {data} has no annotations to evaluate against")
     if path.suffix == ".json":
-        return evaluate_results(files.annotations, path)
+        scored = score_results(files.annotations, path, options.protocol or "coco")
+        return with_calibration(scored, files.annotations, path) if options.calibration else scored
     loaded = load(path)
     folder = Path(out) if out else (path if path.is_dir() else path.parent) / "evaluation" / split
     dataset = _dataset(files, loaded)
@@ -125,6 +137,8 @@ def evaluate(
         device=loaded.device,
         precision=loaded.config.train.precision,
         max_detections=loaded.config.evaluation.max_detections,
+        protocol=options.protocol or loaded.config.evaluation.protocol,
+        calibration=options.calibration or loaded.config.evaluation.calibration,
     )
     evaluation = validator.measure(loaded.model, folder)
     assert evaluation is not None  # one process

@@ -105,13 +105,16 @@ class Target:
     instances: the labelled (or pseudo-labelled) objects, with `masks` as Crops. exhaustive: everything that is not
     labelled is background; when False, unlabelled places are unknown and give no negatives. ignore: (R, 4) xyxy boxes
     of crowds and other regions that are neither object nor background. pixel_weights: one float crop per object at the
-    same regions as its mask, weight of each pixel in the mask loss; None = 1 everywhere.
+    same regions as its mask, weight of each pixel in the mask loss; None = 1 everywhere. known_categories: (M,) int64
+    classes of which everything in the image is labelled, so that elsewhere there is none (LVIS); the other classes
+    learn from their own labelled objects alone. None = all classes.
     """
 
     instances: Instances
     exhaustive: bool = True
     ignore: Tensor
     pixel_weights: Crops | None = None
+    known_categories: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         return dataclasses.replace(
@@ -119,6 +122,9 @@ class Target:
             instances=self.instances.to(device, non_blocking),
             ignore=self.ignore.to(device, non_blocking=non_blocking),
             pixel_weights=None if self.pixel_weights is None else self.pixel_weights.to(device, non_blocking),
+            known_categories=(
+                None if self.known_categories is None else self.known_categories.to(device, non_blocking=non_blocking)
+            ),
         )
 
 

@@ -19,9 +19,10 @@ from leanmask import __version__
 from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
 from leanmask.engine.distributed import start_processes, world_size
 from leanmask.errors import RunError
-from leanmask.session import OnStep, Session, TrainSummary
+from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve
 from leanmask.stages import StagedRun
+from leanmask.summary import OnStep, TrainSummary
 
 
 def train(

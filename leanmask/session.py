@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,14 @@ from leanmask.engine.job import Evaluated, Job, TrainResult
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import train as run_job
 from leanmask.errors import ConfigError, DataError, RunError, suggest
+from leanmask.evaluation.coco_files import CocoTruth
 from leanmask.evaluation.pseudo_quality import PseudoImage, pseudo_quality
 from leanmask.evaluation.validator import Validator
 from leanmask.methods.base import Method, TrainingFacts
 from leanmask.models.base import Model
 from leanmask.records import Instances, Views
 from leanmask.settings import RunConfig
-
-# Called with (finished steps, all steps, a note): first, at step 0, with the census of what is labelled how.
-OnStep = Callable[[int, int, str], None]
+from leanmask.summary import OnStep, TrainSummary
 
 # Pseudo-labels are measured on at most this many training images, spread evenly.
 MEASURED_IMAGES = 200
@@ -39,34 +38,14 @@ UNLABELLED_SEED = 7919
 
 
 @dataclass(frozen=True)
-class TrainSummary:
-    """What a finished run was. metrics: by network, as evaluated last. best: which network `best.safetensors` holds."""
-
-    folder: Path
-    steps: int
-    seconds: float
-    metrics: dict[str, dict[str, float]]
-    best: Mapping[str, Any] | None
-
-    def to_json(self) -> dict[str, Any]:
-        known = {who: {k: v for k, v in found.items() if v == v} for who, found in self.metrics.items()}
-        best = dict(self.best) if self.best else None
-        return {"run": str(self.folder), "steps": self.steps, "seconds": self.seconds, "metrics": known, "best": best}
-
-    def to_text(self) -> str:
-        lines = [f"trained {self.steps} steps in {self.seconds:.0f} s: {self.folder}"]
-        lines += [f"  {who}: mask AP {100 * found['AP']:.1f}" for who, found in self.metrics.items()]
-        if self.best:
-            lines.append(f"  best.safetensors is the {self.best['who']} of step {self.best['step']}")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True)
 class Unlabelled:
-    """The unlabelled images of a training, and the file with what is on them where a benchmark has hidden it."""
+    """The unlabelled images of a training, and the file with what is on them where a benchmark has hidden it. by_name:
+    the images come from a plain folder, so the truth knows them by their file names only.
+    """
 
     images: ImagePool
     truth: Path | None
+    by_name: bool = False
 
 
 class Session:
@@ -97,6 +76,7 @@ class Session:
             fit_weights(self.student, load_weights(path)[0], path)
         if self.student.needs_rough:
             require_rough(self.labelled, train.annotations)
+        self.student.tell_image_counts([census.class_images[name] for name in self.classes.names])
         self.teacher = Teacher(self.student)
         if config.train.teacher_weights is not None:
             path = Path(config.train.teacher_weights)
@@ -112,6 +92,7 @@ class Session:
             objects_per_class=tuple(sum(kinds.values()) for kinds in counts),
             class_names=tuple(self.classes.names),
             labelled_images=census.images - census.unlabelled_images,
+            images_per_class=tuple(census.class_images[name] for name in self.classes.names),
         )
 
     def _unlabelled(self, splits: Mapping[str, SplitFiles]) -> Unlabelled:
@@ -120,7 +101,7 @@ class Session:
         if self.state.is_main_process:
             require_apart(pool, {"labelled": self.labelled, "validation": self.validation})
         truth = sources[0].truth if len(sources) == 1 else None
-        return Unlabelled(pool, truth)
+        return Unlabelled(pool, truth, by_name=sources[0].annotations is None)
 
     def _loader(self) -> StepLoader:
         data, train, augment = self.config.data, self.config.train, self.config.augment
@@ -134,7 +115,8 @@ class Session:
         if self.unlabelled is not None:
             # Another seed, or position n of both streams would be augmented alike; there are no masks to paste.
             bare = augment.model_copy(update={"copy_paste_probability": 0.0})
-            more = TrainDataset(self.unlabelled.images, data, bare, train.seed + UNLABELLED_SEED)
+            alike = data.model_copy(update={"repeat_threshold": 0.0})
+            more = TrainDataset(self.unlabelled.images, alike, bare, train.seed + UNLABELLED_SEED)
             count = train.unlabelled_batch_size or train.batch_size
         return StepLoader(
             images,
@@ -172,12 +154,13 @@ class Session:
             self._tell(step, f"loss {sum(losses.values()):.2f}")
 
         self._on_progress = on_progress
-        self._tell(0, f"{self.labelled.census().to_text()}; weights: {self.student.weights_note}")
+        told = [self.labelled.census().to_text(), f"weights: {self.student.weights_note}", self.method.notice]
         if not self.measurable:
             val = self.config.data.val_split
-            self._tell(
-                0, f"no image of split '{val}' is annotated exhaustively: nothing is measured, the teacher is kept"
+            told.append(
+                f"no image of split '{val}' is annotated exhaustively: nothing is measured, the teacher is kept"
             )
+        self._tell(0, "; ".join(part for part in told if part))
         job = Job(
             student=self.student,
             teacher=self.teacher,
@@ -226,6 +209,8 @@ class Session:
             device=self.state.device,
             precision=self.config.train.precision,
             max_detections=self.config.evaluation.max_detections,
+            protocol=self.config.evaluation.protocol,
+            calibration=self.config.evaluation.calibration,
         )
         networks = {"student": self.student, "teacher": self.teacher.model}
         measured: dict[str, dict[str, Any]] = {}
@@ -253,6 +238,9 @@ class Session:
         truth = self.unlabelled.truth if self.unlabelled else self.files[self.config.data.train_split].truth
         if truth is None:
             return None
+        known = CocoTruth.open(truth)
+        names = {Path(str(row["file_name"])).name: key for key, row in known.images.items()}
+        by_name = self.unlabelled is not None and self.unlabelled.by_name
         source: ImageSource = self.unlabelled.images if self.unlabelled else self.labelled
         images = EvalDataset(source, self.config.data, every=max(1, len(source) // MEASURED_IMAGES))
         found: list[PseudoImage] = []
@@ -263,12 +251,14 @@ class Session:
                 return None
             lacking = [target.instances[~target.instances.has_mask] for target in views.targets]
             found += [
-                PseudoImage(image_id, instances, frame, None if free else _ids(asked))
-                for image_id, instances, frame, asked in zip(
-                    views.image_ids, labels, views.frames, lacking, strict=True
+                PseudoImage(
+                    names[Path(file).name] if by_name else image_id, instances, frame, None if free else _ids(asked)
+                )
+                for image_id, file, instances, frame, asked in zip(
+                    views.image_ids, views.files, labels, views.frames, lacking, strict=True
                 )
             ]
-        return pseudo_quality(found, truth, self.classes.ids).to_json()
+        return pseudo_quality(found, known, self.classes.ids).to_json()
 
 
 def _ids(instances: Instances) -> frozenset[int]:

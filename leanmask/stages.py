@@ -18,12 +18,15 @@ from leanmask.config import merge
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
+from leanmask.data.unlabelled import unlabelled_sources
 from leanmask.engine.distributed import start_processes
 from leanmask.engine.job import RunInterrupted
 from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError
 from leanmask.inference import load
 from leanmask.methods import METHODS
 from leanmask.methods.base import (
+    CalibrateStage,
+    HoldBackStage,
     LabelSplitStage,
     PointMaskStage,
     PseudoMaskStage,
@@ -33,6 +36,7 @@ from leanmask.methods.base import (
     TrainStage,
 )
 from leanmask.models import MODELS
+from leanmask.pseudo import calibration
 from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.pseudo.strong_weak import (
     Work,
@@ -44,8 +48,8 @@ from leanmask.pseudo.strong_weak import (
     split_labels,
 )
 from leanmask.reports.folders import STAGES_FILE
-from leanmask.session import OnStep, TrainSummary
 from leanmask.settings import RunConfig, resolve
+from leanmask.summary import OnStep, TrainSummary
 
 # Starts a training in a new folder, or goes on with the one that is there. The last argument is called when nothing in
 # settings and data is wrong, just before the folder is made.
@@ -102,6 +106,9 @@ class StagedRun:
             settings = merge(settings, {"train": {"teacher_weights": self._weights_of(stage.teacher)}})
         if stage.student is not None:
             settings = merge(settings, {"train": {"student_weights": self._weights_of(stage.student)}})
+        if stage.calibration is not None:
+            path = self.stage_folder(stage.calibration).absolute() / calibration.CALIBRATION_FILE
+            settings = merge(settings, {"method": {"calibration": str(path)}})
         same = settings["model"].get("backbone") == getattr(self.config.model, "backbone", None)
         if stage.encoder is not None and same and not settings["model"].get("weights"):
             settings = merge(settings, {"model": {"weights": self._weights_of(stage.encoder)}})
@@ -152,6 +159,10 @@ class StagedRun:
             refined_masks(work, folder(stage.refiner), folder(stage.data))
         elif isinstance(stage, PseudoMaskStage):
             self._label(stage, work)
+        elif isinstance(stage, HoldBackStage):
+            self._hold_back(stage, work)
+        elif isinstance(stage, CalibrateStage):
+            self._calibrate(stage, work)
 
     def _split_labels(self, stage: LabelSplitStage, work: Work) -> None:
         if self.state.is_main_process:
@@ -165,6 +176,25 @@ class StagedRun:
                     self.settings_of(each)
             self._write_folder()
             split_labels(work, labels, stage.point_at)
+        self.state.wait_for_everyone()
+
+    def _hold_back(self, stage: HoldBackStage, work: Work) -> None:
+        if self.state.is_main_process:
+            data = self.config.data
+            splits = locate(data.path)
+            if data.train_split in splits and splits[data.train_split].annotations is not None:
+                unlabelled_sources(data.unlabelled, splits)  # better said before anything is written
+                self._write_folder()
+                seed = self.config.train.seed
+                count = calibration.hold_back(splits, data.train_split, stage.fraction, seed, work.out)
+                work.tell(f"{count} images held back")
+        self.state.wait_for_everyone()
+
+    def _calibrate(self, stage: CalibrateStage, work: Work) -> None:
+        if self.state.is_main_process:
+            loaded = load(self.stage_folder(stage.teacher), device=str(self.state.device))
+            for note in calibration.calibrate(loaded, self.stage_folder(stage.data), work.out, work.report):
+                work.tell(note)
         self.state.wait_for_everyone()
 
     def _label(self, stage: PseudoMaskStage, work: Work) -> None:

@@ -15,7 +15,7 @@ from leanmask.data import pack as pack_module
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.run import train
-from leanmask.session import TrainSummary
+from leanmask.summary import TrainSummary
 
 # The smallest network and shortest training that still goes through every part of the code.
 TINY: dict[str, Any] = {

@@ -18,7 +18,7 @@ from leanmask.engine import checkpoint
 from leanmask.errors import CheckpointError, ConfigError, DataError, LeanmaskError, RunError
 from leanmask.inference import load
 from leanmask.run import resume, train
-from leanmask.session import TrainSummary
+from leanmask.summary import TrainSummary
 
 Cli = Callable[..., Outcome]
 

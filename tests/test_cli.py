@@ -13,7 +13,7 @@ from PIL import Image
 
 from leanmask.cli.shared import app
 from leanmask.cli.verbs import VERBS as FILES_OF_VERBS
-from leanmask.session import TrainSummary
+from leanmask.summary import TrainSummary
 
 Cli = Callable[..., Outcome]
 VERBS = tuple(verb for verbs in FILES_OF_VERBS.values() for verb in verbs)

@@ -37,7 +37,7 @@ from leanmask.labels.points import holds_point, never_empty, published_choice, t
 from leanmask.pseudo.points import PointOptions, pseudo_points
 from leanmask.pseudo.refine import RefineOptions, refine
 from leanmask.run import resume, train
-from leanmask.session import TrainSummary
+from leanmask.summary import TrainSummary
 
 SMALL = {"tower_channels": 16, "tower_convs": 1, "kernel_channels": 16, "mask_channels": 16, "fpn_channels": 32}
 MODEL = {"name": "solov2", **SMALL, "candidates": 10, "detections_per_image": 5}

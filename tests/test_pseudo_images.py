@@ -24,7 +24,7 @@ from leanmask.pseudo.polygons import to_polygons
 from leanmask.pseudo.shares import Shares
 from leanmask.reports.review import write_review
 from leanmask.run import train
-from leanmask.session import TrainSummary
+from leanmask.summary import TrainSummary
 
 ALL = PseudoOptions(class_quality=0.02, mask_quality=0.3, area_px=0)  # an untrained network is sure of nothing
 

@@ -27,7 +27,7 @@ from leanmask.inference import evaluate, load
 from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.page import write_report
 from leanmask.run import resume, train
-from leanmask.session import TrainSummary
+from leanmask.summary import TrainSummary
 
 SETTINGS = merge(TINY, {"method": {"name": "self_training"}, "train": {"steps": 2}})
 

@@ -22,8 +22,8 @@ from leanmask.data.coco import AnnotationStore
 from leanmask.data.splits import split
 from leanmask.errors import ConfigError, DataError
 from leanmask.labels.worth import Candidate, Doubt, Shelf, Shopping, best_offer, choose, share_of_mask
-from leanmask.session import TrainSummary
 from leanmask.suggestions import SuggestOptions, suggest
+from leanmask.summary import TrainSummary
 
 BOX = share_of_mask(0)
 

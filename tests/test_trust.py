@@ -16,7 +16,7 @@ from leanmask.data.layout import locate
 from leanmask.errors import DataError
 from leanmask.evaluation.trust import QUALITIES, quality
 from leanmask.pseudo.images import PseudoOptions, pseudo
-from leanmask.session import TrainSummary
+from leanmask.summary import TrainSummary
 
 Row = dict[str, Any]
 SIDE = 50

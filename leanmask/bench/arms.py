@@ -95,6 +95,31 @@ PASTED_UP_TO_PERCENT = 10.0
 COPY_PASTE = {"augment": {"copy_paste_probability": 0.5}}
 
 
+# longtail: digits whose classes have a long tail, with unlabelled images; measured by LVIS's protocol.
+LONGTAIL_PROTOCOL = "longtail"
+LONGTAIL_METRICS = ("AP", "APr", "APc", "APf", "ECE")
+_LVIS = {"evaluation": {"protocol": "lvis", "calibration": True}}
+
+
+def _better(**settings: Any) -> Arm:
+    return Arm(merge({"method": {"name": "better_labels", **settings}}, _LVIS))
+
+
+def _smoothed(**settings: Any) -> Arm:
+    return Arm(merge({"method": {"name": "smoothed", **settings}}, _LVIS))
+
+
+LONGTAIL: dict[str, Arm] = {
+    "baseline": Arm(merge({"method": {"name": "supervised"}}, _LVIS)),
+    "uniform": _smoothed(smoothing="uniform"),
+    "similarity": _smoothed(gamma=0.0),
+    "frequency": _smoothed(),
+    "one_hot": _better(targets="one_hot", calibrate=False),
+    "soft": _better(calibrate=False),
+    "better_labels": _better(),
+}
+
+
 def model_of(protocol: str) -> str:
     """The model of a protocol's table, where none is named."""
     return "solov2" if parse_protocol(protocol).kind == "weak-semi" else USUAL_MODEL
@@ -102,6 +127,8 @@ def model_of(protocol: str) -> str:
 
 def arms_of(protocol: str) -> dict[str, Arm]:
     """The rows of a protocol's table, in order. Raises ConfigError or DataError for one that has none."""
+    if protocol == LONGTAIL_PROTOCOL:
+        return LONGTAIL
     parsed = parse_protocol(protocol)
     if parsed.kind == "full":
         return {"full": SPARSE["full"]}
@@ -113,7 +140,7 @@ def arms_of(protocol: str) -> dict[str, Arm]:
         return WEAK_SEMI
     if parsed.kind != "sparse":
         raise ConfigError(
-            f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P, weak-semi-P and full"
+            f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P, weak-semi-P, longtail and full"
         )
     if parsed.amount > PASTED_UP_TO_PERCENT:
         return SPARSE

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from leanmask.bench.arms import PRESET, USUAL_MODEL, Arm, arms_of, model_of
+from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, model_of
 from leanmask.config import apply_overrides, merge
 from leanmask.data.coco import write_json
 from leanmask.data.digits import DigitsSpec, write_digits
@@ -27,12 +27,13 @@ from leanmask.errors import ConfigError, suggest
 from leanmask.processes import end_with_parent
 from leanmask.reports.tables import Table, benchmark_table
 from leanmask.run import resume, train
-from leanmask.session import OnStep
+from leanmask.summary import OnStep
 
 Row = dict[str, Any]
 OnProgress = Callable[[float, int, str], None]
 
 SPLIT_PREFIX = "split."
+LONGTAIL_UNLABELLED = 2000  # images
 POLL_SECONDS, TELL_EVERY_STEPS = 0.5, 5
 
 
@@ -97,7 +98,8 @@ def bench(
     for row in run_tasks(missing, options.jobs, on_progress):
         add_row(results_path(row["protocol"], options), row)
     rows = [row for path in paths for row in read_rows(path) if any(_is_row(row, task) for task in tasks)]
-    return BenchTable(rows, benchmark_table(rows))
+    metrics = {"metrics": LONGTAIL_METRICS} if protocol == LONGTAIL_PROTOCOL else {}
+    return BenchTable(rows, benchmark_table(rows, **metrics))
 
 
 def chosen_arms(protocol: str, names: Sequence[str] | None) -> dict[str, Arm]:
@@ -174,6 +176,8 @@ def _is_row(row: Row, task: Task) -> bool:
 def prepare_data(task: Task) -> Path:
     """The task's data set: digits written and split once, kept in the work folder."""
     options = task.options
+    if task.protocol == LONGTAIL_PROTOCOL:
+        return _longtail(task)
     source = options.data
     if source is None:
         source = options.work / "data" / "digits"
@@ -183,6 +187,18 @@ def prepare_data(task: Task) -> Path:
     out = options.work / "data" / "-".join([source.name, task.protocol, f"seed{task.seed}", *map(_as_name, told)])
     if not (out / "data.yaml").is_file():
         split(source, out, task.protocol, seed=task.seed, options=_split_options(told))
+    return out
+
+
+def _longtail(task: Task) -> Path:
+    """Digits with a long tail and unlabelled images, another set for every seed; or the user's data as it is."""
+    options = task.options
+    if options.data is not None:
+        return options.data
+    out = options.work / "data" / f"digits-longtail-seed{task.seed}"
+    if not (out / "data.yaml").is_file():
+        spec = options.digits or DigitsSpec(unlabelled=LONGTAIL_UNLABELLED)
+        write_digits(out, dataclasses.replace(spec, longtail=True, seed=task.seed))
     return out
 
 

@@ -12,7 +12,7 @@ from leanmask.cli.shared import Data, Json, Out, Overrides, app, say
 from leanmask.console import messages, output, print_json, progress
 from leanmask.errors import ConfigError, suggest
 from leanmask.evaluation.trust import quality as measure_quality
-from leanmask.inference import PredictOptions
+from leanmask.inference import EvaluateOptions, PredictOptions
 from leanmask.inference import evaluate as run_evaluate
 from leanmask.inference import predict as run_predict
 from leanmask.methods import METHODS, STAGED
@@ -23,6 +23,7 @@ from leanmask.pseudo.points import RULES, PointOptions, PointSummary
 from leanmask.pseudo.points import pseudo_points as write_pseudo_points
 from leanmask.pseudo.refine import RefineOptions
 from leanmask.pseudo.refine import refine as run_refine
+from leanmask.reports.calibration import calibration_tables, draw_reliability
 from leanmask.reports.outcomes import outcome_table
 from leanmask.reports.page import write_report
 from leanmask.reports.review import write_review
@@ -79,16 +80,29 @@ def _named(method: str | None, model: str | None, steps: int | None) -> list[tup
     return [("method.name", method), ("model.name", model), ("train.steps", steps)]
 
 
-@app.command(epilog="Examples: leanmask evaluate runs/a mydata   |   leanmask evaluate results.json mydata --split val")
+@app.command(
+    epilog="Examples: leanmask evaluate runs/a mydata   |   leanmask evaluate results.json mydata --split val   |   "
+    "leanmask evaluate runs/a mydata --protocol lvis --calibration"
+)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, weights file, or a COCO results file.")],
     data: Data,
     split: Annotated[str, typer.Option(help="Which split of the data set.")] = "val",
+    protocol: Annotated[
+        str | None, typer.Option(help="coco or lvis (rare, common, frequent classes). [default: the run's own]")
+    ] = None,
+    calibration: Annotated[bool, typer.Option("--calibration", help="Also say how far scores can be trusted.")] = False,
+    figure: Annotated[Path | None, typer.Option(help="Draw the reliability diagram into this SVG.")] = None,
     as_json: Json = False,
 ) -> None:
-    """COCO average precision, with the twelve numbers and a table per class."""
+    """Average precision, with a table per class."""
+    if figure is not None and not calibration:
+        raise ConfigError("--figure draws the reliability diagram of --calibration; give both")
     with progress("evaluating", as_json) as on_progress:
-        evaluation = run_evaluate(run, data, split=split, on_progress=on_progress)
+        options = EvaluateOptions(protocol, calibration)
+        evaluation = run_evaluate(run, data, split=split, options=options, on_progress=on_progress)
+    if figure is not None and evaluation.calibration is not None:
+        draw_reliability({run.stem: evaluation.calibration}, figure)
     if as_json:
         print_json(evaluation.to_json())
         return
@@ -96,6 +110,9 @@ def evaluate(
     output.print(render_rich(class_table(evaluation.per_class)))
     if (outcomes := outcome_table({"share": evaluation.outcomes})) is not None:
         output.print(render_rich(outcomes))
+    if evaluation.calibration is not None:
+        for table in calibration_tables(evaluation.calibration):
+            output.print(render_rich(table))
     for note in evaluation.notes:
         messages.print(note, markup=False)
 

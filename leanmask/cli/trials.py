@@ -16,6 +16,7 @@ from leanmask.bench.table import BenchOptions
 from leanmask.bench.table import bench as run_bench
 from leanmask.cli.shared import Json, Overrides, app, say
 from leanmask.console import output, print_json, progress
+from leanmask.doctor import backbones as list_backbones
 from leanmask.doctor import doctor as examine
 from leanmask.reports.tables import render_rich
 
@@ -79,9 +80,16 @@ def demo(
     output.print(f"report: {result.report}", markup=False)
 
 
-@app.command(epilog="Example: leanmask doctor --json")
-def doctor(as_json: Json = False) -> None:
+@app.command(epilog="Examples: leanmask doctor --json   |   leanmask doctor --backbones")
+def doctor(
+    backbones: Annotated[bool, typer.Option("--backbones", help="List the names that model.backbone takes.")] = False,
+    as_json: Json = False,
+) -> None:
     """Versions, devices, optional extras, and a tiny forward and backward pass."""
+    if backbones:
+        names = list_backbones()
+        say(as_json, names, "\n".join(names))
+        return
     findings = examine()
     say(as_json, findings.to_json(), findings.to_text())
     if not findings.ok:

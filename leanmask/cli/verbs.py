@@ -15,6 +15,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "leanmask.cli.data": ("digits", "check", "split", "budget"),
     "leanmask.cli.collect": ("annotate", "convert"),
     "leanmask.cli.plans": ("suggest",),
+    "leanmask.cli.retrieval": ("retrieve",),
     "leanmask.cli.runs": ("train", "evaluate", "predict", "pseudo", "refine", "quality", "report"),
     "leanmask.cli.trials": ("bench", "demo", "doctor"),
 }

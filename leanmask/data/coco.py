@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from leanmask.data.annotation import Row, box_of, points_of, rough_of, segmentation_of, supervision_of
+from leanmask.data.federated import known_categories
 from leanmask.data.files import read_json, write_json
 from leanmask.data.grouping import ANNOTATED, EXHAUSTIVE, PARTIAL, file_pack, folder_pack
 from leanmask.data.pack import Pack
@@ -98,7 +99,8 @@ class ObjectRecord:
 @dataclass(frozen=True, eq=False)
 class ImageRecord:
     """One image and what is known about it. exhaustive: what is not annotated is background. objects: without crowds,
-    which are crowd_boxes_xyxy: (R, 4), pixels of the image frame.
+    which are crowd_boxes_xyxy: (R, 4), pixels of the image frame. known_categories: contiguous indices of the classes
+    of which everything is annotated, where the file says so (LVIS); None = all, where the image is exhaustive.
     """
 
     id: int | str
@@ -108,6 +110,7 @@ class ImageRecord:
     exhaustive: bool
     objects: tuple[ObjectRecord, ...]
     crowd_boxes_xyxy: FloatArray
+    known_categories: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Census:
 
     negative_images: nothing is there; unlabelled_images: nobody looked; undecided_images: no annotations, and the user
     has not said which of the two (only `check` leaves images undecided). one_label_points: objects whose classified
-    points are all object or all background.
+    points are all object or all background. class_images: how many images have an object of each class.
     """
 
     images: int
@@ -128,6 +131,7 @@ class Census:
     crowds: int
     one_label_points: int = 0
     undecided_images: int = 0
+    class_images: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -161,6 +165,7 @@ class Census:
             crowds=totals["crowds"],
             one_label_points=totals["one_label_points"],
             undecided_images=int(undecided.sum()),
+            class_images={name: totals["images"].get(str(category_id), 0) for category_id, name in names.items()},
         )
 
 
@@ -238,7 +243,12 @@ class AnnotationStore:
             exhaustive=self._exhaustive(int(self._pack.flags[index])),
             objects=tuple(record for record in records if not record.crowd),
             crowd_boxes_xyxy=np.stack(crowds) if crowds else np.zeros((0, 4)),
+            known_categories=self._known(image, piece["annotations"]),
         )
+
+    def _known(self, image: Row, rows: list[Row]) -> tuple[int, ...] | None:
+        found = known_categories(image, (row["category_id"] for row in rows))
+        return None if found is None else tuple(self._own_to_shared[category_id] for category_id in found)
 
     def paths(self) -> Iterator[Path]:
         """The image files, in order."""

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from leanmask.config import AugmentConfig, DataConfig
 from leanmask.data.coco import ImageRecord
+from leanmask.data.repeat import Repeats, repeat_factors
 from leanmask.data.views.augment import check_augment, fitted_frame, random_frame, strong_view
 from leanmask.data.views.canvas import Exif, UnreadableImage, image_size, read_canvas
 from leanmask.data.views.copy_paste import Scene, can_be_pasted, paste
@@ -55,7 +56,9 @@ class ImageSource(Protocol):
 
 
 class TrainDataset(Dataset[Sample]):
-    """The endless stream of augmented images. Every epoch is a permutation of all images, by seed and epoch."""
+    """The endless stream of augmented images. Every epoch is a permutation of all images, by seed and epoch; with
+    `data.repeat_threshold` images of rare classes stand in it more often (repeat.py).
+    """
 
     def __init__(self, store: ImageSource, data: DataConfig, augment: AugmentConfig, seed: int) -> None:
         """Raises DataError for a store without images, ConfigError where CopyPaste has no mask to paste or a range of
@@ -72,6 +75,9 @@ class TrainDataset(Dataset[Sample]):
                 "augment.copy_paste_probability is above 0, but no object has a mask that could be pasted"
             )
         self._order: tuple[int, IntArray] = (-1, self._donors)
+        self._repeats: Repeats | None = None
+        if data.repeat_threshold > 0:
+            self._repeats = Repeats(repeat_factors(_classes_of_images(store), data.repeat_threshold), seed)
 
     def __getitem__(self, position: int) -> Sample:
         """The sample at a position of the endless stream.
@@ -92,6 +98,8 @@ class TrainDataset(Dataset[Sample]):
 
     def image_index(self, position: int) -> int:
         """Which image of the store stands at a position of the stream."""
+        if self._repeats is not None:
+            return self._repeats.image_index(position)
         epoch, place_in_epoch = divmod(position, len(self.store))
         if self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.store))
@@ -208,6 +216,10 @@ def _sample(scene: Scene, strong: ByteArray | None, record: ImageRecord) -> Samp
 
 def _channels_first(pixels: ByteArray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _classes_of_images(store: ImageSource) -> list[set[int]]:
+    return [{item.category for item in _record(store, index).objects} for index in range(len(store))]
 
 
 def _images_with_masks(store: ImageSource) -> IntArray:

@@ -14,6 +14,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 
 from leanmask.data.annotation import Row, first_fault, supervision_of
+from leanmask.data.federated import FEDERATED, NEGATIVE, require_federated
 from leanmask.data.files import image_files, read_json
 from leanmask.data.pack import Pack, Piece, cache_key, find_pack, return_memory, text_key, write_pack
 from leanmask.errors import DataError
@@ -24,11 +25,12 @@ ANNOTATED, EXHAUSTIVE, PARTIAL = 1, 2, 4  # bits of an image's flag; the last tw
 
 @dataclass
 class Totals:
-    """What is counted on the way through a file: kinds by category id, crowds, objects whose points are all of one
-    label.
+    """What is counted on the way through a file: kinds by category id, images by category id, crowds, objects whose
+    points are all of one label.
     """
 
     objects: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    images: Counter[int] = field(default_factory=Counter)
     crowds: int = 0
     one_label_points: int = 0
 
@@ -43,7 +45,8 @@ class Totals:
 
     def to_json(self) -> dict[str, Any]:
         objects = {str(key): dict(value) for key, value in self.objects.items()}
-        return {"objects": objects, "crowds": self.crowds, "one_label_points": self.one_label_points}
+        images = {str(key): count for key, count in self.images.items()}
+        return {"objects": objects, "images": images, "crowds": self.crowds, "one_label_points": self.one_label_points}
 
 
 def rows_of(content: dict[str, Any], key: str, path: Path) -> list[Row]:
@@ -72,6 +75,8 @@ def categories_of(content: dict[str, Any], path: Path) -> list[tuple[int, str]]:
 def image_flag(image: Row, annotated: bool) -> int:
     """The bits of one image."""
     declared = {True: EXHAUSTIVE, False: PARTIAL}.get(image.get("exhaustive"), 0)  # type: ignore[arg-type]
+    if not declared and NEGATIVE in image:
+        declared = EXHAUSTIVE  # somebody looked, and says for what
     return declared | (ANNOTATED if annotated else 0)
 
 
@@ -89,6 +94,8 @@ def group_images(content: dict[str, Any], path: Path, totals: Totals) -> Iterato
             _require_usable(row, image, known, path)
             _shrink(row)
             totals.add(row)
+        totals.images.update({row["category_id"] for row in rows if not row.get("iscrowd")})
+        require_federated(image, rows, known, path)
         yield Piece({"image": image, "annotations": rows}, image_flag(image, bool(rows)))
 
 
@@ -151,7 +158,8 @@ def image_pieces(content: dict[str, Any], path: Path) -> Iterator[Piece]:
     images = rows_of(content, "images", path)
     _by_image(images, [], path)
     for image in images:
-        yield Piece({"image": image, "annotations": []}, PARTIAL)
+        bare = {key: value for key, value in image.items() if key not in FEDERATED}  # they are labels too
+        yield Piece({"image": bare, "annotations": []}, PARTIAL)
 
 
 def file_pack(path: Path, only_images: bool) -> Pack:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from leanmask.data.files import why
 from leanmask.errors import DataError
 
-FORMAT = 2  # part of every key: raise it when the pieces change
+FORMAT = 3  # part of every key: raise it when the pieces change
 
 
 @dataclass(frozen=True)

@@ -78,20 +78,31 @@ def require_apart(pool: ImagePool, known: Mapping[str, AnnotationStore]) -> None
     Only files of equal size are read, so that large pools are checked quickly.
     """
     for purpose, store in known.items():
-        paths = {path.resolve(): path for path in store.paths()}
-        by_size: dict[int, list[Path]] = {}
-        for path in paths:
-            by_size.setdefault(_size(path), []).append(path)
-        digests: dict[Path, str] = {}
+        images = KnownImages(store)
         for path in pool.paths():
-            place = path.resolve()
-            twin = place if place in paths else _twin(place, by_size, digests)
+            twin = images.twin(path)
             if twin is not None:
-                same = "is" if twin == place else f"has the same content as {twin},"
+                same = "is" if twin == path.resolve() else f"has the same content as {twin},"
                 raise DataError(
                     f"unlabelled image {path} {same} one of the {purpose} images; take it out of the unlabelled ones, "
                     "or the result would be measured on what was learned from"
                 )
+
+
+class KnownImages:
+    """The images of a store, to be found again by path or by content. Only files of equal size are read."""
+
+    def __init__(self, store: AnnotationStore) -> None:
+        self._paths = {path.resolve(): path for path in store.paths()}
+        self._by_size: dict[int, list[Path]] = {}
+        for path in self._paths:
+            self._by_size.setdefault(_size(path), []).append(path)
+        self._digests: dict[Path, str] = {}
+
+    def twin(self, path: Path) -> Path | None:
+        """The known image that a file is, or is a copy of; its own resolved path when it is one itself."""
+        place = path.resolve()
+        return place if place in self._paths else _twin(place, self._by_size, self._digests)
 
 
 def _twin(path: Path, by_size: Mapping[int, Sequence[Path]], digests: dict[Path, str]) -> Path | None:

@@ -58,7 +58,8 @@ class Evaluation:
     `max_detections`; where that is above 100, "AP_100dets" and "AR_100dets" count the standard 100. per_class: name,
     id (the user's), AP, AP50, count (objects), worst first, of the first kind asked for. notes: sentences about what
     was left out or raised. summary: the standard text of the first kind. outcomes: how many of the best-scored masks
-    are right, and what the others get wrong (outcomes.py); empty where masks were not asked for.
+    are right, and what the others get wrong (outcomes.py); empty where masks were not asked for. calibration:
+    reliability and calibration errors (calibration.py), where it was asked for.
     """
 
     metrics: dict[str, float]
@@ -68,6 +69,7 @@ class Evaluation:
     summary: str
     evaluator: str
     outcomes: dict[str, int]
+    calibration: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dict for JSON; undefined numbers are null."""
@@ -75,7 +77,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, eq=False)
-class _Curves:
+class Curves:
     """Precision (thresholds, recalls, classes, areas, limits) and recall (thresholds, classes, areas, limits); -1 is
     undefined."""
 
@@ -122,7 +124,8 @@ def evaluate_results(
     selection = select(truth, rows, name, class_ids)
     most = max_detections or _limit_for(selection)
     shapes = truth_rows(selection, kinds), result_rows(selection, kinds)
-    curves = _curves(selection, shapes, kinds, most)
+    limits = sorted({1, min(10, most), min(_STANDARD_LIMIT, most), most})
+    curves = curves_of(Protocol(image_rows(selection), category_rows(selection), limits), shapes, kinds)
     first = curves[kinds[0]]
     similar = partial(are_similar, selection)
     metrics = {
@@ -146,22 +149,34 @@ def _limit_for(selection: Selection) -> int:
     return max(_STANDARD_LIMIT, 2 * math.ceil(np.percentile(counts, 99)))
 
 
-def _curves(
-    selection: Selection, shapes: tuple[Shapes, Shapes], kinds: Sequence[Kind], most: int
-) -> dict[Kind, _Curves]:
-    images, categories = image_rows(selection), category_rows(selection)
-    truth, results = (COCO({"images": images, "annotations": s.rows, "categories": categories}) for s in shapes)
-    curves: dict[Kind, _Curves] = {}
+@dataclass(frozen=True)
+class Protocol:
+    """What an evaluator is told besides objects and results: images, categories, limits of detections per image and
+    class, and whether LVIS's fields count.
+    """
+
+    images: list[Row]
+    categories: list[Row]
+    limits: list[int]
+    lvis: bool = False
+
+
+def curves_of(protocol: Protocol, shapes: tuple[Shapes, Shapes], kinds: Sequence[Kind]) -> dict[Kind, Curves]:
+    """Match results to objects (the two `shapes`) and accumulate, for every kind."""
+    truth, results = (
+        COCO({"images": protocol.images, "annotations": s.rows, "categories": protocol.categories}) for s in shapes
+    )
+    curves: dict[Kind, Curves] = {}
     for kind in kinds:
         for part in shapes:
             part.use(kind)
-        evaluator = COCOeval_faster(truth, results, kind)
-        evaluator.params.maxDets = sorted({1, min(10, most), min(_STANDARD_LIMIT, most), most})
+        evaluator = COCOeval_faster(truth, results, kind, lvis_style=protocol.lvis)
+        evaluator.params.maxDets = protocol.limits
         evaluator.evaluate()
         evaluator.accumulate()
         precision, recall = (np.asarray(evaluator.eval[key], dtype=np.float64) for key in ("precision", "recall"))
         thresholds = np.asarray(evaluator.params.iouThrs)
-        curves[kind] = _Curves(precision, recall, thresholds, list(evaluator.params.maxDets))
+        curves[kind] = Curves(precision, recall, thresholds, list(evaluator.params.maxDets))
     return curves
 
 
@@ -169,7 +184,7 @@ def _positions(most: int) -> tuple[int, int, int]:
     return 1, min(10, most), most
 
 
-def _numbers(curves: _Curves, most: int) -> list[tuple[str, float]]:
+def _numbers(curves: Curves, most: int) -> list[tuple[str, float]]:
     limits = _positions(most)
     numbers = [(key, curves.mean(what, iou, area, limits[place])) for key, what, iou, area, place in _STANDARD]
     if most > _STANDARD_LIMIT:
@@ -178,7 +193,7 @@ def _numbers(curves: _Curves, most: int) -> list[tuple[str, float]]:
     return numbers
 
 
-def _per_class(selection: Selection, curves: _Curves, most: int) -> list[dict[str, Any]]:
+def _per_class(selection: Selection, curves: Curves, most: int) -> list[dict[str, Any]]:
     counts = dict.fromkeys(selection.class_rank, 0)
     for row in selection.objects:
         counts[row["category_id"]] += not is_crowd(row)
@@ -218,7 +233,7 @@ def _notes(selection: Selection, rows: int, most: int, raised: bool) -> list[str
     return notes
 
 
-def _summary(curves: _Curves, most: int) -> str:
+def _summary(curves: Curves, most: int) -> str:
     titles = {"P": ("Average Precision", "(AP)"), "R": ("Average Recall", "(AR)")}
     lines = []
     for _, what, iou, area, place in _STANDARD:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ Identifier = int | str
 @dataclass(frozen=True, eq=False)
 class CocoTruth:
     """A COCO annotation file, complete with masks, that predictions are measured against. Ids are the user's.
-    supercategories: of the categories that have one.
+    supercategories, frequencies ("r", "c" or "f", LVIS): of the categories that have one.
     """
 
     name: str
@@ -34,6 +34,7 @@ class CocoTruth:
     categories: dict[Identifier, str]
     annotations: tuple[Row, ...]
     supercategories: dict[Identifier, str]
+    frequencies: dict[Identifier, str] = field(default_factory=dict)
 
     @staticmethod
     def open(truth: Path | str | Row | CocoTruth) -> CocoTruth:
@@ -52,7 +53,8 @@ class CocoTruth:
         for place, row in enumerate(content["annotations"]):
             _check_annotation(row, place, name, images, names)
         above = {key: str(row["supercategory"]) for key, row in categories.items() if row.get("supercategory")}
-        return CocoTruth(name, images, names, tuple(content["annotations"]), above)
+        frequencies = {key: str(row["frequency"]) for key, row in categories.items() if row.get("frequency")}
+        return CocoTruth(name, images, names, tuple(content["annotations"]), above, frequencies)
 
     @cached_property
     def exhaustive_images(self) -> frozenset[Identifier]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,10 +11,15 @@ from pathlib import Path
 from torch import device as Device
 
 from leanmask.distributed import gather_rows
+from leanmask.errors import ConfigError
+from leanmask.evaluation.calibration import measure_calibration
 from leanmask.evaluation.coco_ap import Evaluation, evaluate_results
+from leanmask.evaluation.lvis import evaluate_lvis
 from leanmask.evaluation.predictions import predict_results, write_results
 from leanmask.models.base import Model
 from leanmask.records import Views
+
+PROTOCOLS: dict[str, Callable[..., Evaluation]] = {"coco": evaluate_results, "lvis": evaluate_lvis}
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class Validator:
     """A split to measure on.
 
     batches: makes this process's share of the split, in order. truth: the COCO file. class_ids: the user's id of each
-    class index. precision: "fp32" or "bf16". max_detections: per image, None = raised for dense images and said so.
+    class index. precision: "fp32" or "bf16". protocol: "coco" or "lvis". max_detections: per image,
+    None = the protocol's. calibration: also measure how far scores can be trusted.
     """
 
     batches: Callable[[], Iterable[Views]]
@@ -30,6 +37,8 @@ class Validator:
     device: Device
     precision: str
     max_detections: int | None = None
+    protocol: str = "coco"
+    calibration: bool = False
 
     def measure(self, model: Model, folder: Path) -> Evaluation | None:
         """Write `coco_instances_results.json` and `metrics.json` into `folder`; None on all processes but the first."""
@@ -40,6 +49,27 @@ class Validator:
         folder.mkdir(parents=True, exist_ok=True)
         results = folder / "coco_instances_results.json"
         write_results(everything, results, overwrite=True)
-        evaluation = evaluate_results(self.truth, results, max_detections=self.max_detections)
+        evaluation = self.score(results)
         (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1), encoding="utf-8")
         return evaluation
+
+    def score(self, results: Path) -> Evaluation:
+        """Measure a results file by the protocol."""
+        found = score_results(self.truth, results, self.protocol, self.max_detections)
+        return with_calibration(found, self.truth, results) if self.calibration else found
+
+
+def score_results(truth: Path, results: Path, protocol: str = "coco", max_detections: int | None = None) -> Evaluation:
+    """Average precision of a results file by "coco" or "lvis". Raises ConfigError for another protocol, and as the two
+    evaluations do.
+    """
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"protocol is '{protocol}'; allowed: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol](truth, results, max_detections=max_detections)
+
+
+def with_calibration(evaluation: Evaluation, truth: Path, results: Path) -> Evaluation:
+    """The evaluation with `calibration`, and its expected calibration error among the metrics as "ECE"."""
+    found = measure_calibration(truth, results)
+    metrics = {**evaluation.metrics, "ECE": found.ece}
+    return dataclasses.replace(evaluation, metrics=metrics, calibration=found.to_json())

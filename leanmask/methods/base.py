@@ -33,7 +33,7 @@ class TrainingFacts:
     """What a method may know of the training besides its batches. total_steps: student updates. masks_per_class: how
     many objects of each class (contiguous index) have a true mask in the training data; empty = not known.
     objects_per_class: the same for all labelled objects. class_names: in the order of the contiguous index.
-    labelled_images: how many images the labelled objects are on.
+    labelled_images: how many images the labelled objects are on. images_per_class: how many of them have each class.
     """
 
     total_steps: int
@@ -41,6 +41,7 @@ class TrainingFacts:
     objects_per_class: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
     labelled_images: int = 0
+    images_per_class: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Method(ABC):
 
     Config: ClassVar[type[EmaConfig]]
     uses_unlabelled: ClassVar[bool] = False
+    notice: str | None = None  # a sentence for the user, before the first step
 
     def __init__(self, config: EmaConfig, facts: TrainingFacts) -> None:
         self.config = config
@@ -90,6 +92,7 @@ class TrainStage:
     student: the earlier stage whose best network the teacher, the student starts as, None = a copy of the student, a
     new network. encoder: the earlier stage whose backbone the model starts with, where it is the same one. It has
     `steps_fraction` of `train.steps`, and is measured `evaluations` times, 0 = as often as the run says.
+    calibration: the earlier stage whose calibration the method gets.
     """
 
     name: str
@@ -100,6 +103,7 @@ class TrainStage:
     encoder: str | None = None
     steps_fraction: float = 1.0
     evaluations: int = 0
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,33 @@ class RefineStage:
     data: str
 
 
-Stage = TrainStage | PseudoMaskStage | LabelSplitStage | RoughMaskStage | PointMaskStage | RefineStage
+@dataclass(frozen=True)
+class HoldBackStage:
+    """The user's data set without a share of its fully labelled training images, which become its split "held"."""
+
+    name: str
+    fraction: float
+
+
+@dataclass(frozen=True)
+class CalibrateStage:
+    """How far the best network of the training stage `teacher` can be trusted, per class, on what stage `data` held."""
+
+    name: str
+    teacher: str
+    data: str
+
+
+Stage = (
+    TrainStage
+    | PseudoMaskStage
+    | LabelSplitStage
+    | RoughMaskStage
+    | PointMaskStage
+    | RefineStage
+    | HoldBackStage
+    | CalibrateStage
+)
 
 
 class StagedMethod(ABC):

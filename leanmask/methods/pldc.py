@@ -130,7 +130,7 @@ class PLDC(Method):
     @torch.no_grad()
     def pseudo_targets(self, teacher: Model, views: Views, step: int) -> tuple[list[Target], dict[str, Tensor | float]]:
         """What the teacher says of the weak views, as targets of the strong ones, and numbers for the journal."""
-        found = teacher.predict(views.weak, [frame.content_box for frame in views.frames])
+        found = self.predictions(teacher, views)
         qualities = [measure(instances) for instances in found]
         self.follow(found, qualities)
         kept = [self.keeps(instances, quality) for instances, quality in zip(found, qualities, strict=True)]
@@ -145,6 +145,14 @@ class PLDC(Method):
         if len(scores):
             counts["teacher_score"] = scores.mean()
         return targets, counts
+
+    def predictions(self, teacher: Model, views: Views) -> list[Instances]:
+        """What the teacher finds in the weak views."""
+        return teacher.predict(views.weak, [frame.content_box for frame in views.frames])
+
+    def soft_classes(self, instances: Instances) -> Tensor | None:
+        """(N, C) soft targets of pseudo-objects; None: their category alone is the target, as published."""
+        return None
 
     def keeps(self, instances: Instances, quality: Qualities) -> Tensor:
         """(N,) bool: trusted enough to be an object (DDTF)."""
@@ -191,6 +199,7 @@ class PLDC(Method):
             categories=some.categories,
             supervision=torch.where(trusted, int(Supervision.MASK), int(Supervision.NONE)),
             weights=trusted.float(),
+            class_probabilities=self.soft_classes(some),
             masks=binary(crops),
         )
         weights = None
@@ -207,7 +216,7 @@ class PLDC(Method):
 
     def pseudo_labels(self, teacher: Model, views: Views) -> list[Instances]:
         """What the teacher would keep of these images, with its own categories."""
-        found = teacher.predict(views.weak, [frame.content_box for frame in views.frames])
+        found = self.predictions(teacher, views)
         return [instances[self.keeps(instances, measure(instances))] for instances in found]
 
     def state_dict(self) -> dict[str, Any]:

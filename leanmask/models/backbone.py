@@ -1,4 +1,4 @@
-"""Backbones with a feature pyramid: a small GroupNorm ResNet for CPUs, and torchvision's ResNets and ResNeXts.
+"""Backbones with a feature pyramid: a small GroupNorm ResNet for CPUs, torchvision's ResNets and ResNeXts, and timm's.
 
 Parameter names are torchvision's (`body.*`, `fpn.*`), so that its weights load as they are.
 """
@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +16,12 @@ from torchvision.models import resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
+from leanmask.errors import ConfigError, suggest
+from leanmask.models.spec import BackboneSpec as BackboneSpec
+from leanmask.models.spec import NormName as NormName
+from leanmask.models.timm_backbones import PREFIX, TimmBackbone, build_timm, is_timm, require_timm_name
+
 BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnext101"]
-NormName = Literal["frozen_batch", "batch", "group"]
 NormLayer = Callable[[int], nn.Module]
 
 TORCHVISION_NAMES: dict[str, str] = {
@@ -29,16 +32,6 @@ TORCHVISION_NAMES: dict[str, str] = {
     "resnext101": "resnext101_32x8d",
 }
 STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")  # in the order in which training reaches down
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """What to build. trainable_layers: 0 to 5 stages from the top that learn, 5 = all with the stem."""
-
-    name: BackboneName
-    norm: NormName
-    channels: int
-    trainable_layers: int
 
 
 class FrozenNorm(FrozenBatchNorm2d):
@@ -65,11 +58,26 @@ NORMS: dict[str, NormLayer] = {
 }
 
 
-def build_backbone(spec: BackboneSpec) -> BackboneWithFPN:
+def require_known(name: str) -> None:
+    """Raise ConfigError, offering the nearest, when there is no backbone of this name."""
+    own = get_args(BackboneName)
+    if is_timm(name):
+        require_timm_name(name)
+    elif name not in own:
+        near = suggest(name, own)
+        raise ConfigError(
+            f"model.backbone '{name}' is unknown{near}; there are {', '.join(own)}, and timm's models as {PREFIX}NAME "
+            "(`leanmask doctor --backbones`)"
+        )
+
+
+def build_backbone(spec: BackboneSpec) -> BackboneWithFPN | TimmBackbone:
     """A module that maps (B, 3, H, W) images to five maps of `spec.channels` channels at strides 4, 8, 16, 32, 64,
     named "0" to "3" and "pool". H and W are multiples of 32. Weights are random; see `weights.py`.
     """
-    norm = NORMS[spec.norm]
+    if is_timm(spec.name):
+        return build_timm(spec)
+    norm = NORMS[spec.norm or "group"]
     if spec.name == "tiny":
         body, widths = tiny_resnet(norm), [32, 64, 128, 256]
     else:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from leanmask.config import Frozen
 from leanmask.distributed import global_mean
+from leanmask.errors import ConfigError
 from leanmask.records import Instances, MaskPredictions, Proposals, Target
 
 
@@ -74,6 +75,16 @@ class Model(nn.Module, ABC):
         over proposals (and cells), over all processes.
         """
         return grid_loss(predictions, masks, weights)
+
+    def tell_image_counts(self, counts: Sequence[int]) -> None:
+        """How many training images have each class, for losses that draw classes by it; told before training."""
+        return
+
+    def embed(self, images: Tensor, proposals: Proposals) -> Tensor:
+        """(K, D) float features of the backbone for K boxes, without gradient: what objects look like, for class
+        prototypes and for finding similar images. Raises ConfigError where a model has none.
+        """
+        raise ConfigError(f"model {type(self).__name__} gives no features of objects; mask_rcnn and its relatives do")
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that `optim.backbone_lr_factor` applies to."""

@@ -115,7 +115,7 @@ class Mask2FormerConfig(Frozen):
             return self.backbone
         norm: NormName = self.norm or ("frozen_batch" if self.weights and self.backbone != "tiny" else "group")
         layers = 5 if self.trainable_layers is None else self.trainable_layers
-        return BackboneSpec(self.backbone, norm, self.preset().channels, layers)  # type: ignore[arg-type]
+        return BackboneSpec(self.backbone, norm, self.preset().channels, layers)
 
     def loss_settings(self) -> QueryLossSettings:
         return QueryLossSettings(

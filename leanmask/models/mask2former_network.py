@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from transformers import Mask2FormerConfig as NetworkConfig
 from transformers import Mask2FormerForUniversalSegmentation, SwinConfig
 from transformers.modeling_outputs import BackboneOutput
@@ -55,6 +56,7 @@ class ResNetEncoder(nn.Module):
         super().__init__()
         pyramid = build_backbone(spec)  # whose upper part is not needed here
         self.body = pyramid.body
+        assert isinstance(pyramid, BackboneWithFPN), "Mask2Former's backbones are ours, torchvision's or Swin"
         self.channels = [block[0].in_channels for block in pyramid.fpn.inner_blocks]
 
     def forward(self, images: Tensor) -> BackboneOutput:

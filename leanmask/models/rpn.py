@@ -28,7 +28,7 @@ SMALLEST_SIDE_PX = 1e-3
 @dataclass(frozen=True)
 class RpnSettings:
     """anchor_sizes: side in pixels, one per level. top_n: proposals per level before NMS and per image after it, each
-    as (training, inference). samples: anchors per image in the loss.
+    as (training, inference). samples: anchors per image in the loss. convs: of the head.
     """
 
     anchor_sizes: tuple[int, ...]
@@ -36,6 +36,7 @@ class RpnSettings:
     after_nms: tuple[int, int]
     samples: int
     nms: float
+    convs: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class RegionProposals(nn.Module):
         super().__init__()
         ratios = ((0.5, 1.0, 2.0),) * len(settings.anchor_sizes)
         self.anchor_generator = AnchorGenerator(tuple((size,) for size in settings.anchor_sizes), ratios)
-        self.head = RPNHead(channels, self.anchor_generator.num_anchors_per_location()[0])
+        self.head = RPNHead(channels, self.anchor_generator.num_anchors_per_location()[0], settings.convs)
         self.settings = settings
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.thresholds = Thresholds(positive=0.7, background=0.3, keep_best=True)

@@ -9,36 +9,41 @@ and category c is c + 1), P points, S cells along one side of a grid.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.masks import Grids
-from leanmask.models.backbone import BackboneName, BackboneSpec, NormName, build_backbone, normalise
+from leanmask.models.backbone import BackboneSpec, NormName, build_backbone, normalise, require_known
 from leanmask.models.base import Model
+from leanmask.models.class_losses import draw_classes, looked_for, sigmoid_loss, softmax_loss
 from leanmask.models.mask_losses import PointMean, keep_points
 from leanmask.models.matching import Thresholds, assign, has_box, of_object, sample
 from leanmask.models.pooling import RoIPool
 from leanmask.models.rpn import SMOOTH_L1_BETA, RegionProposals, RpnSettings
-from leanmask.models.weights import load_pretrained
+from leanmask.models.timm_backbones import TimmBackbone, is_timm, load_timm
+from leanmask.models.weights import holds_detector, load_pretrained
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 
 BOX_CELLS = 7
 BOX_CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_DETECTION_PX = 1e-2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PRIOR = 0.01  # first probability of every class where classes are sigmoids (RetinaNet)
 Content = Sequence[tuple[float, float, float, float]]
+BoxesOf = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Preset:
     detections_per_image: int = 100
     pool_samples: int = 2
     aligned: bool = False
+    rpn_convs: int = 1
 
 
 TINY = Preset(
@@ -78,16 +84,34 @@ class TwoStageConfig(Frozen):
     TINY: ClassVar[Preset] = TINY
 
     name: str
-    backbone: BackboneName = Field("tiny", description="tiny: 5 M parameters, learns from scratch, fast on a CPU")
+    backbone: str = Field(
+        "tiny",
+        description="tiny (5 M parameters, learns from scratch, fast on a CPU), resnet18, resnet34, resnet50, "
+        "resnet101, resnext101, or timm:NAME for a model of timm",
+    )
+    backbone_options: dict[str, Any] = Field(
+        default_factory=dict, description="timm: further arguments of its model, such as {drop_path_rate: 0.4}"
+    )
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="plain vision transformers: tokens along a side of the windows that most blocks see; null = 16 for "
+        "EVA-02, as published, all tokens for others",
+    )
+    global_blocks: tuple[int, ...] | None = Field(
+        None, description="blocks that see all tokens, counted from 0; null = the last of each quarter"
+    )
     weights: str | None = Field(
         None,
         description="torchvision weights (DEFAULT, IMAGENET1K_V1, ...; COCO_V1 for the whole resnet50 detector) or a "
-        "local .pth, .pt or .safetensors file; null = from scratch",
+        "local .pth, .pt or .safetensors file; timm: DEFAULT (downloads) or a local file; null = from scratch",
     )
     trainable_layers: int | None = Field(
         None, ge=0, le=5, description="backbone stages that learn, from the top; null = 3 with weights, else 5"
     )
-    norm: NormName | None = Field(None, description="null = frozen_batch with weights, else group")
+    norm: NormName | None = Field(
+        None, description="null = frozen_batch with weights, else group; timm: only frozen_batch, else its own"
+    )
     class_agnostic: bool = Field(False, description="one mask per proposal instead of one per class")
     fpn_channels: int | None = Field(None, ge=16, description="null = 256, tiny 64")
     box_channels: int | None = Field(None, ge=1, description="null = 1024, tiny 512")
@@ -101,6 +125,9 @@ class TwoStageConfig(Frozen):
         None, description="proposals per image after NMS, training and inference; null = 2000, 1000, tiny 256, 128"
     )
     rpn_samples: int | None = Field(None, ge=2, description="anchors per image in the loss; null = 256, tiny 128")
+    rpn_convs: int | None = Field(
+        None, ge=1, description="convolutions of the proposal head; null = 1 (cascade_mask_rcnn: 2, tiny 1)"
+    )
     rpn_nms: float = Field(0.7, gt=0, le=1, description="IoU above which a worse proposal is dropped")
     proposals_per_image: int | None = Field(None, ge=2, description="in the box loss; null = 512, tiny 64")
     positive_fraction: float = Field(0.25, gt=0, le=1, description="largest share of positives among them")
@@ -111,6 +138,15 @@ class TwoStageConfig(Frozen):
     score_floor: float = Field(0.01, ge=0, le=1, description="detections at or below are dropped")
     nms: float = Field(0.5, gt=0, le=1, description="IoU above which a worse detection of the same class is dropped")
     detections_per_image: int | None = Field(None, ge=1, description="null = 100")
+    class_loss: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="one class or background; or a yes or no for every class, as LVIS detectors have it"
+    )
+    federated_classes: int | None = Field(
+        50,
+        ge=1,
+        description="class_loss=sigmoid: classes that learn in a step, those of its objects and others drawn by the "
+        "square root of their images; null = all",
+    )
     train_on_predicted_boxes: bool = Field(
         False, description="the mask branch learns from the boxes that the box branch predicts, not from proposals"
     )
@@ -129,7 +165,24 @@ class TwoStageConfig(Frozen):
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(base)}
         return dataclasses.replace(base, **{name: value for name, value in own.items() if value is not None})
 
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, value: str) -> str:
+        require_known(value)
+        return value
+
     def backbone_spec(self) -> BackboneSpec:
+        """What to build of these settings."""
+        if is_timm(self.backbone):
+            return BackboneSpec(
+                name=self.backbone,
+                norm=self.norm or ("frozen_batch" if self.weights else None),
+                channels=self.preset().fpn_channels,
+                trainable_layers=5 if self.trainable_layers is None else self.trainable_layers,
+                options=tuple(self.backbone_options.items()),
+                window=self.window,
+                global_blocks=self.global_blocks,
+            )
         norm: NormName = self.norm or ("frozen_batch" if self.weights and self.backbone != "tiny" else "group")
         layers = self.trainable_layers
         if layers is None:
@@ -173,8 +226,15 @@ class RoIHeads(nn.Module, ABC):
         super().__init__()
         preset = config.preset()
         self.box_pool = RoIPool(BOX_CELLS, preset.pool_samples, preset.aligned)
+        self.build_box_branch(config, num_classes)
+
+    def build_box_branch(self, config: TwoStageConfig, num_classes: int) -> None:
+        """Make the modules that `TwoStage.box_losses` and `TwoStage.score` need."""
+        preset = config.preset()
         self.box_head = TwoMLPHead(preset.fpn_channels * BOX_CELLS**2, preset.box_channels)
         self.box_predictor = FastRCNNPredictor(preset.box_channels, num_classes + 1)
+        if config.class_loss == "sigmoid":
+            start_unlikely(self.box_predictor.cls_score)
 
     def classify(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (K, C + 1), background first, and coded boxes (K, C + 1, 4) for boxes (K, 4)."""
@@ -229,18 +289,26 @@ class TwoStage(Model):
                 after_nms=preset.rpn_after_nms,
                 samples=preset.rpn_samples,
                 nms=config.rpn_nms,
+                convs=preset.rpn_convs,
             ),
         )
         self.roi_heads = self.Heads(config, num_classes)
         self.coder = BoxCoder(BOX_CODE_WEIGHTS)
         self.thresholds = Thresholds(positive=0.5, background=0.5)
         self.sampler = BalancedPositiveNegativeSampler(preset.proposals_per_image, config.positive_fraction)
+        self.image_counts = torch.ones(num_classes)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
         wanted = config.weights if pretrained else None
-        if wanted:
+        if wanted and isinstance(self.backbone, TimmBackbone) and not holds_detector(wanted):
+            self.weights_note = load_timm(self.backbone, config.backbone_spec(), wanted)
+        elif wanted:
             fresh = tuple(f"roi_heads.{prefix}" for prefix in self.roi_heads.fresh())
             self.weights_note = load_pretrained(self, config.backbone, wanted, fresh)
+
+    def tell_image_counts(self, counts: Sequence[int]) -> None:
+        """See `Model.tell_image_counts`."""
+        self.image_counts = torch.tensor(counts, dtype=torch.float32)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.backbone.body.parameters() if parameter.requires_grad]
@@ -258,7 +326,7 @@ class TwoStage(Model):
         output = self.rpn(features, canvas)
         losses = self.rpn.losses(output, targets)
         samples = self.choose(self.rpn.propose(output, canvas, training=True), targets)
-        box_losses, refined = self.box_losses(features[:4], samples, targets)
+        box_losses, refined = self.box_losses(features[:4], samples, targets, canvas)
         positives = samples[samples.object_index >= 0]
         if self.config.train_on_predicted_boxes:
             positives = dataclasses.replace(positives, boxes=clip_boxes_to_image(refined, canvas))
@@ -286,27 +354,76 @@ class TwoStage(Model):
         return Samples(boxes, images, objects, categories)
 
     def box_losses(
-        self, features: Sequence[Tensor], samples: Samples, targets: Sequence[Target]
+        self, features: Sequence[Tensor], samples: Samples, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Cross-entropy over classes and smooth L1 of the positives' own class, both per sampled proposal; and the
-        boxes (K', 4) that the positives' own class predicts, without gradient.
+        """Classification loss and smooth L1 of the positives' own class, both per sampled proposal; and the boxes
+        (K', 4) that the positives' own class predicts, without gradient. canvas: (height, width), pixels.
         """
         logits, coded = self.roi_heads.classify(features, samples.boxes, samples.image_index)
+        positive = samples.object_index >= 0
+        own = coded[positive, samples.categories[positive] + 1]
+        losses = self.stage_losses((logits, own), samples, targets, self.coder)
+        return losses, self.coder.decode_single(own.detach(), samples.boxes[positive])
+
+    def stage_losses(
+        self, said: tuple[Tensor, Tensor], samples: Samples, targets: Sequence[Target], coder: BoxCoder
+    ) -> dict[str, Tensor]:
+        """ "loss_classifier" and "loss_box" of what a box branch said: class logits (K, C + 1) of all samples, coded
+        boxes (K', 4) of the positive ones.
+        """
+        logits, coded = said
         positive = samples.object_index >= 0
         owner = (samples.image_index[positive], samples.object_index[positive])
         weights = torch.ones_like(samples.boxes[:, 0])
         weights[positive] = of_object([target.instances.weights for target in targets], *owner)
         boxes = of_object([target.instances.boxes for target in targets], *owner)
-        wanted = self.coder.encode_single(boxes, samples.boxes[positive])
-        own = coded[positive, samples.categories[positive] + 1]
-        distance = F.smooth_l1_loss(own, wanted, beta=SMOOTH_L1_BETA, reduction="none").sum(1)
-        classes = class_targets(samples, targets, self.num_classes)
-        surprise = F.cross_entropy(logits, classes, reduction="none")
-        losses = {
+        wanted = coder.encode_single(boxes, samples.boxes[positive])
+        distance = F.smooth_l1_loss(coded, wanted, beta=SMOOTH_L1_BETA, reduction="none").sum(1)
+        surprise = self.class_losses(logits, samples, targets)
+        return {
             "loss_classifier": global_mean((surprise * weights).sum(), len(weights)),
             "loss_box": global_mean((distance * weights[positive]).sum(), len(weights)),
         }
-        return losses, self.coder.decode_single(own.detach(), samples.boxes[positive])
+
+    def class_losses(self, logits: Tensor, samples: Samples, targets: Sequence[Target]) -> Tensor:
+        """(K,) classification loss of each sample, by `class_loss`."""
+        owners = torch.where(samples.object_index >= 0, samples.categories, -1)
+        allowed = looked_for(targets, samples.image_index, owners, self.num_classes)
+        if self.config.class_loss == "softmax":
+            return softmax_loss(logits, class_targets(samples, targets, self.num_classes), allowed)
+        if self.config.federated_classes is not None and self.config.federated_classes < self.num_classes:
+            present = torch.zeros(self.num_classes, dtype=torch.bool, device=logits.device)
+            present[torch.cat([target.instances.categories for target in targets])] = True
+            drawn = draw_classes(present, self.image_counts, self.config.federated_classes)
+            allowed = drawn.expand(len(logits), -1) if allowed is None else allowed & drawn
+        wanted = class_targets(samples, targets, self.num_classes, normalised=False)
+        return sigmoid_loss(logits, wanted, allowed)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(K, C) probability of every class from logits (K, C + 1)."""
+        return logits[:, 1:].sigmoid() if self.config.class_loss == "sigmoid" else logits.softmax(1)[:, 1:]
+
+    def score(
+        self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, canvas: tuple[int, int]
+    ) -> tuple[Tensor, BoxesOf]:
+        """Class probabilities (K, C) of proposals (K, 4), and what gives the boxes (M, 4) of M pairs of a proposal and
+        a category.
+        """
+        logits, coded = self.roi_heads.classify(features, boxes, image_index)
+
+        def boxes_of(row: Tensor, category: Tensor) -> Tensor:
+            return self.coder.decode_single(coded[row, category + 1], boxes[row])
+
+        return self.probabilities(logits), boxes_of
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, proposals: Proposals) -> Tensor:
+        """(K, D) mean of the backbone's last map over each box. See `Model.embed`."""
+        maps = list(self.backbone.body(normalise(images, self.mean, self.std)).values())
+        rows = torch.cat([proposals.image_index[:, None].to(proposals.boxes), proposals.boxes], dim=1)
+        scale = maps[-1].shape[-1] / images.shape[-1]
+        cells = roi_align(maps[-1].float(), rows, BOX_CELLS, scale, sampling_ratio=2, aligned=True)
+        return cells.mean((2, 3))
 
     def predict_masks(self, images: Tensor, proposals: Proposals, fine: bool = False) -> MaskPredictions:
         """Backbone and mask branch only. See `Model.predict_masks`."""
@@ -333,15 +450,13 @@ class TwoStage(Model):
         counts = torch.tensor([len(boxes) for boxes in proposals], device=images.device)
         image_index = torch.arange(len(images), device=images.device).repeat_interleave(counts)
         boxes = torch.cat(proposals)
-        logits, coded = self.roi_heads.classify(features[:4], boxes, image_index)
-        found = self._detect(logits.softmax(1)[:, 1:], coded[:, 1:], boxes, image_index, _limits(images, content))
+        probabilities, boxes_of = self.score(features[:4], boxes, image_index, canvas)
+        found = self._detect(probabilities, boxes_of, image_index, _limits(images, content))
         return self._with_masks(features[:4], found)
 
-    def _detect(
-        self, probabilities: Tensor, coded: Tensor, proposals: Tensor, image_index: Tensor, limits: Tensor
-    ) -> list[Instances]:
+    def _detect(self, probabilities: Tensor, boxes_of: BoxesOf, image_index: Tensor, limits: Tensor) -> list[Instances]:
         row, category = torch.nonzero(probabilities > self.config.score_floor, as_tuple=True)
-        boxes = self.coder.decode_single(coded[row, category], proposals[row])
+        boxes = boxes_of(row, category)
         image, scores = image_index[row], probabilities[row, category]
         boxes = torch.minimum(torch.maximum(boxes, limits[image, :2].repeat(1, 2)), limits[image, 2:].repeat(1, 2))
         large = ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_DETECTION_PX).all(1)
@@ -376,25 +491,32 @@ class TwoStage(Model):
         ]
 
 
-def class_targets(samples: Samples, targets: Sequence[Target], num_classes: int) -> Tensor:
+def start_unlikely(classifier: nn.Linear) -> None:
+    """Let every class begin at the same small probability, so that many sigmoids do not swamp the first steps."""
+    nn.init.constant_(classifier.bias, -math.log((1 - PRIOR) / PRIOR))
+
+
+def class_targets(samples: Samples, targets: Sequence[Target], num_classes: int, normalised: bool = True) -> Tensor:
     """What the class logits are to be: (K,) int64 with 0 for background, or (K, C + 1) probabilities where some objects
-    carry soft classes (rows are scaled to sum to 1; an object in doubt is not background).
+    carry soft classes (`normalised` rows are scaled to sum to 1; an object in doubt is not background).
     """
     positive = samples.object_index >= 0
     classes = torch.where(positive, samples.categories + 1, 0)
     if all(target.instances.class_probabilities is None for target in targets):
         return classes
     soft = F.one_hot(classes, num_classes + 1).float()
-    given = [_soft_classes(target, num_classes) for target in targets]
+    given = [_soft_classes(target, num_classes, normalised) for target in targets]
     soft[positive, 1:] = of_object(given, samples.image_index[positive], samples.object_index[positive])
     return soft
 
 
-def _soft_classes(target: Target, num_classes: int) -> Tensor:
+def _soft_classes(target: Target, num_classes: int, normalised: bool) -> Tensor:
     instances = target.instances
     if instances.class_probabilities is None:
         return F.one_hot(instances.categories, num_classes).float()
     given = instances.class_probabilities.float()
+    if not normalised:
+        return given
     return given / given.sum(1, keepdim=True).clamp(min=1e-6)
 
 

@@ -17,9 +17,14 @@ from leanmask.errors import CheckpointError, suggest
 from leanmask.models.backbone import TORCHVISION_NAMES
 
 State = dict[str, Tensor]
+MISMATCHES_TOLD = 3
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 # The layers whose size depends on the number of classes, the only ones that may be left out.
-CLASS_LAYERS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+CLASS_LAYERS = (
+    "roi_heads.box_predictor.",
+    "roi_heads.box_predictors.",
+    "roi_heads.mask_predictor.mask_fcn_logits.",
+)
 MASK_BRANCH = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")  # of Mask R-CNN
 
 
@@ -56,6 +61,11 @@ def load_backbone(module: nn.Module, backbone: str, weights: str) -> str:
         return f"{_fill(module, whole, weights)} into the backbone and its pyramid"
     body = {name.removeprefix("body."): value for name, value in whole.items() if name.startswith("body.")}
     return f"{_fill(module.get_submodule('body'), body, weights)} into the backbone"
+
+
+def holds_detector(weights: str) -> bool:
+    """Whether `weights` is a local file of a whole detector, not of a backbone alone. Raises CheckpointError."""
+    return weights.endswith(FILE_SUFFIXES) and any(name.startswith("backbone.") for name in read_state(Path(weights)))
 
 
 def read_state(path: Path) -> State:
@@ -123,7 +133,9 @@ def _fill(module: nn.Module, state: State, source: str, fresh: tuple[str, ...] =
         missing, unexpected = module.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).split("\n")[1:]]
-        raise CheckpointError(f"weights '{source}' do not fit this model: {lines[0] if lines else error}") from None
+        told = "; ".join(lines[:MISMATCHES_TOLD]) if lines else str(error)
+        more = f" and {len(lines) - MISMATCHES_TOLD} more" if len(lines) > MISMATCHES_TOLD else ""
+        raise CheckpointError(f"weights '{source}' do not fit this model: {told}{more}") from None
     # Counters of batch norms mean nothing to frozen ones, and the other way round.
     lost = [name for name in missing if name not in left_out and not name.endswith("num_batches_tracked")]
     if other_branch:

@@ -22,6 +22,7 @@ from leanmask.engine.trainer import KEPT_FOLDER
 from leanmask.errors import DataError, RunError, suggest
 from leanmask.evaluation.mask_quality import mask_quality
 from leanmask.inference import load
+from leanmask.pseudo.calibration import CALIBRATION_FILE
 from leanmask.pseudo.masks import (
     DATA_FILE,
     QUALITY_FILE,
@@ -198,4 +199,4 @@ def _with_train(work: Work, named: Mapping[str, SplitFiles]) -> dict[str, SplitF
 
 def is_done(out: Path) -> bool:
     """Whether a stage that is no training is complete."""
-    return (out / DATA_FILE).is_file()
+    return (out / DATA_FILE).is_file() or (out / CALIBRATION_FILE).is_file()

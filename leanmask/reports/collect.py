@@ -23,7 +23,8 @@ RESULTS_NAME = "coco_instances_results.json"
 class FinalMetrics:
     """What one network reached. metrics: fractions in [0, 1], keys as in the brief of COCO evaluation (AP, AP50, ...,
     box_AP). per_class: {name, id, AP, AP50, count}. from_journal: no evaluation file was found, this is the journal's
-    last evaluation instead. outcomes: predictions that are right, and that get something wrong."""
+    last evaluation instead. outcomes: predictions that are right, and that get something wrong. calibration: bins
+    and errors of confidence, empty where not measured."""
 
     who: str
     metrics: dict[str, Any]
@@ -32,6 +33,7 @@ class FinalMetrics:
     step: int | None
     from_journal: bool = False
     outcomes: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ap(self) -> float | None:
@@ -238,6 +240,7 @@ def _final(folder: Path, who: str, journal: Journal, problems: list[str]) -> Fin
                 notes=[str(note) for note in content.get("notes") or []],
                 step=step if isinstance(step, int) else None,
                 outcomes=section(content, "outcomes"),
+                calibration=section(content, "calibration"),
             )
     if not rows:
         return None

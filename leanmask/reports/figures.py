@@ -185,7 +185,7 @@ def _panel(
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
         alt = f"{title} over steps. " + "; ".join(f"{line.label}: {_in_words(line)}" for line in drawn)
-        return [Panel(title, _svg(figure, title, alt), alt)]
+        return [Panel(title, as_svg(figure, title, alt), alt)]
 
 
 def _draw(axes: Axes, line: Line, marked: bool) -> None:
@@ -221,7 +221,7 @@ def _in_words(line: Line) -> str:
     return f"from {line.values[0]:.4g} to {line.values[-1]:.4g}, between {low:.4g} and {high:.4g}"
 
 
-def _svg(figure: MplFigure, title: str, alt: str) -> str:
+def as_svg(figure: MplFigure, title: str, alt: str) -> str:
     """The figure as an `<svg>` element: no fixed size, CSS colours, ids of its own, described for screen readers."""
     salt = hashlib.sha256((title + alt).encode()).hexdigest()[:10]
     buffer = io.StringIO()

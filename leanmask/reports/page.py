@@ -16,6 +16,7 @@ import yaml
 from leanmask import __version__
 from leanmask.errors import RunError
 from leanmask.reports import tables
+from leanmask.reports.calibration import frequency_figures, reliability_figures
 from leanmask.reports.collect import RESULTS_NAME, RunSummary, distinct_names, read_run
 from leanmask.reports.figures import MARKERS, PALETTE, Group, all_figures
 from leanmask.reports.folders import trainings
@@ -113,6 +114,8 @@ def headline(runs: Sequence[RunSummary], names: Sequence[str]) -> str:
 def _sections(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Section]:
     """What there is to show, in reading order; parts without content are left out."""
     groups = all_figures(runs, names)
+    more = {"frequency": frequency_figures(runs, names), "reliability": reliability_figures(runs, names)}
+    groups |= {key: group for key, group in more.items() if group.panels}
 
     def found(*wanted: Table | None) -> tuple[Table, ...]:
         return tuple(table for table in wanted if table is not None)
@@ -126,7 +129,8 @@ def _sections(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Section]
     sections = [
         Section("labels", "Labels", tables=census, folded=found(*per_class)),
         Section("curves", "Accuracy over time", figures=drawn("ap")),
-        Section("classes", "Classes", tables=found(tables.per_class_ap(runs, names))),
+        Section("classes", "Classes", tables=found(tables.per_class_ap(runs, names)), figures=drawn("frequency")),
+        Section("reliability", "Can scores be trusted?", figures=drawn("reliability")),
         Section("outcomes", "Right and wrong", tables=found(outcome_table(_outcomes(runs, names)))),
         Section("pseudo", "Pseudo-labels", figures=drawn("pseudo", "counts")),
         Section("losses", "Losses and learning rate", figures=drawn("losses", "lr")),

@@ -75,6 +75,7 @@ def paste(onto: Scene, donor: Scene, rng: np.random.Generator, box_covered: floa
         objects=(*(item for item in left if isinstance(item, PlacedObject)), *pasted),
         ignore=(*onto.placement.ignore, *remains, *carried),
         exhaustive=onto.placement.exhaustive and not any(item.unknown for item in lost),
+        known_categories=onto.placement.known_categories,
     )
     return Scene(pixels, onto.frame, placement)
 

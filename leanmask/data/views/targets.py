@@ -56,11 +56,12 @@ class Lost:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """All that is known about one canvas. ignore: xyxy boxes, (4,) each."""
+    """All that is known about one canvas. ignore: xyxy boxes, (4,) each. known_categories: see `Target`."""
 
     objects: tuple[PlacedObject, ...]
     ignore: tuple[FloatArray, ...]
     exhaustive: bool
+    known_categories: tuple[int, ...] | None = None
 
 
 def place(record: ImageRecord, frame: Frame) -> Placement:
@@ -80,6 +81,7 @@ def place(record: ImageRecord, frame: Frame) -> Placement:
         objects=tuple(_with_rough(item, frame) for item in objects),
         ignore=tuple(box for box in remains if box is not None),
         exhaustive=record.exhaustive and not any(item.unknown for item in lost),
+        known_categories=record.known_categories,
     )
 
 
@@ -187,7 +189,13 @@ def to_target(placement: Placement) -> Target:
         ids=torch.tensor([source.id for source in sources], dtype=torch.int64),
         provenance=tuple(source.provenance for source in sources),
     )
-    return Target(instances=instances, exhaustive=placement.exhaustive, ignore=_boxes(placement.ignore))
+    known = placement.known_categories
+    return Target(
+        instances=instances,
+        exhaustive=placement.exhaustive,
+        ignore=_boxes(placement.ignore),
+        known_categories=None if known is None else torch.tensor(known, dtype=torch.int64),
+    )
 
 
 def _boxes(boxes: Sequence[FloatArray]) -> torch.Tensor:

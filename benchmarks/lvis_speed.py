@@ -1,0 +1,92 @@
+"""How long LVIS evaluation takes beside the `lvis` package, on generated truth and results, in one interleaved run.
+
+    python benchmarks/lvis_speed.py [--out benchmarks/results/lvis_speed.json]
+
+Masks only, from rows in memory; median of three rounds; the numbers of both must agree to 1e-6.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lvis import LVIS, LVISEval, LVISResults
+
+from leanmask.bench.speed_evaluation import synthetic_results
+from leanmask.evaluation.lvis import evaluate_lvis
+
+Row = dict[str, Any]
+IMAGES, DETECTIONS, CLASSES, ROUNDS = 200, 60, 60, 3
+
+
+def case() -> tuple[Row, list[Row]]:
+    """A truth with LVIS's fields, half of the absent classes negative, and results."""
+    truth, results = synthetic_results(IMAGES, DETECTIONS, CLASSES, seed=0)
+    rng = np.random.default_rng(0)
+    for category in truth["categories"]:
+        category |= {"frequency": "rcf"[category["id"] % 3], "image_count": 1, "instance_count": 1}
+    present: dict[int, set[int]] = {}
+    for row in truth["annotations"]:
+        present.setdefault(row["image_id"], set()).add(row["category_id"])
+    for image in truth["images"]:
+        absent = sorted(set(range(1, CLASSES + 1)) - present.get(image["id"], set()))
+        image["neg_category_ids"] = [i for i in absent if rng.random() < 0.5]
+        image["not_exhaustive_category_ids"] = []
+    return truth, results
+
+
+def reference(truth_file: Path, results: list[Row]) -> float:
+    """The package's mask AP; rows without boxes, as detectron2 gives them."""
+    logging.disable(logging.WARNING)
+    np.float = float  # type: ignore[attr-defined]  # a name that numpy has removed
+    truth = LVIS(str(truth_file))
+    rows = [{key: value for key, value in row.items() if key != "bbox"} for row in results]
+    evaluator = LVISEval(truth, LVISResults(truth, rows), "segm")
+    evaluator.run()
+    return float(evaluator.results["AP"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/lvis_speed.json"))
+    out = parser.parse_args().out
+    truth, results = case()
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        truth_file = Path(folder) / "truth.json"
+        truth_file.write_text(json.dumps(truth))
+        for _ in range(ROUNDS):
+            rows = copy.deepcopy(results)
+            start = time.process_time()
+            found = evaluate_lvis(truth, rows, kinds=("segm",)).metrics["AP"]
+            ours.append(time.process_time() - start)
+            rows = copy.deepcopy(results)
+            start = time.process_time()
+            expected = reference(truth_file, rows)
+            theirs.append(time.process_time() - start)
+            assert abs(found - expected) < 1e-6, (found, expected)
+    seconds, reference_seconds = statistics.median(ours), statistics.median(theirs)
+    measured = {
+        "images": IMAGES,
+        "detections_per_image": DETECTIONS,
+        "classes": CLASSES,
+        "ours_cpu_seconds": round(seconds, 3),
+        "lvis_cpu_seconds": round(reference_seconds, 3),
+        "ratio": round(reference_seconds / seconds, 2),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(measured, indent=1) + "\n")
+    sys.stdout.write(json.dumps(measured) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Backbones of the timm library by their names there, with a feature pyramid: convolutional and hierarchical ones
+through their own maps, plain vision transformers (EVA-02, DINOv2, DINOv3, ...) through a simple feature pyramid (Li et
+al. 2022, "Exploring plain vision transformer backbones for object detection").
+
+timm is an optional extra (`pip install leanmask[backbones]`), imported when it is asked for. Letters: B images, C
+channels, H W rows and columns of a map, T tokens, D width of a transformer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from leanmask.errors import CheckpointError, ConfigError, suggest
+from leanmask.models.spec import BackboneSpec
+
+PREFIX = "timm:"
+PATCH_PX = 16
+STRIDES = (4, 8, 16, 32)
+PUBLISHED_WINDOW = 16  # tokens along one side, in EVA-02's detectors at 1024 px
+MISMATCHES_TOLD = 3
+
+
+def is_timm(name: str) -> bool:
+    """Whether a backbone's name means one of timm."""
+    return name.startswith(PREFIX)
+
+
+def timm_library() -> ModuleType:
+    """The library. Raises ConfigError with what to install when it is not there."""
+    try:
+        import timm  # noqa: PLC0415
+    except ImportError:
+        raise ConfigError("backbones of timm need the package timm: pip install 'leanmask[backbones]'") from None
+    return timm
+
+
+def timm_names() -> list[str]:
+    """Names of all of timm's models, without the prefix."""
+    return list(timm_library().list_models())
+
+
+def require_timm_name(name: str) -> None:
+    """Raise ConfigError, offering the nearest, when timm has no model `name` (with prefix)."""
+    names = timm_names()
+    plain = name.removeprefix(PREFIX)
+    if plain not in names:
+        near = suggest(plain, names)
+        raise ConfigError(f"timm has no model '{plain}'{near}; `leanmask doctor --backbones` lists all")
+
+
+def build_timm(spec: BackboneSpec) -> TimmBackbone:
+    """As `build_backbone`, for a name of timm. Raises ConfigError for a model that gives no maps to build on."""
+    require_timm_name(spec.name)
+    if spec.trainable_layers not in (0, 5):
+        raise ConfigError(
+            f"model.trainable_layers is {spec.trainable_layers}; for backbones of timm it is 0 (frozen) or 5 (all)"
+        )
+    body = _body(spec)
+    if spec.norm == "frozen_batch":
+        from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: PLC0415
+
+        body.network = freeze_batch_norm_2d(body.network)
+    body.requires_grad_(spec.trainable_layers > 0)
+    return TimmBackbone(body, spec.channels)
+
+
+def _body(spec: BackboneSpec) -> FeatureMaps | PlainTransformer:
+    plain = _plain_options(spec)
+    if plain is not None:
+        return PlainTransformer(_create(spec, plain, False), spec)
+    network = _create(spec, {"features_only": True}, False)
+    strides = list(network.feature_info.reduction())
+    if not set(STRIDES) <= set(strides):
+        raise ConfigError(f"{spec.name} has maps at strides {strides}; a pyramid needs {list(STRIDES)}")
+    return FeatureMaps(network, [strides.index(stride) for stride in STRIDES])
+
+
+def _create(spec: BackboneSpec, more: dict[str, Any], pretrained: bool, file: str | None = None) -> Any:
+    overlay = {"pretrained_cfg_overlay": {"file": file}} if file else {}
+    name = spec.name.removeprefix(PREFIX)
+    try:
+        return timm_library().create_model(name, pretrained=pretrained, **more, **dict(spec.options), **overlay)
+    except (TypeError, AttributeError) as error:
+        told = ", ".join(f"{key}={value}" for key, value in spec.options)
+        raise ConfigError(
+            f"timm cannot build '{name}' for detection with these options ({told or 'none'}): {error}"
+        ) from None
+
+
+def _plain_options(spec: BackboneSpec) -> dict[str, Any] | None:
+    """What makes a plain transformer of patches of 16 px for any image size; None for other networks.
+
+    A model of other patches keeps its grid of positions; timm resamples its patches when weights are loaded, as the
+    published detectors do (14 to 16 px).
+    """
+    timm = timm_library()
+    name = spec.name.removeprefix(PREFIX)
+    entry = timm.model_entrypoint(name)
+    if entry.__module__ not in ("timm.models.vision_transformer", "timm.models.eva"):
+        return None
+    found = re.search(r"patch(\d+)", name)
+    patch = int(found.group(1)) if found else PATCH_PX
+    size = timm.get_pretrained_cfg(name).input_size[-1]
+    return {"num_classes": 0, "dynamic_img_size": True, "patch_size": PATCH_PX, "img_size": size // patch * PATCH_PX}
+
+
+class TimmBackbone(nn.Module):
+    """(B, 3, H, W) images to five maps of equal channels at strides 4 to 64, named "0" to "3" and "pool"."""
+
+    def __init__(self, body: FeatureMaps | PlainTransformer, channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn: nn.Module
+        if isinstance(body, PlainTransformer):
+            self.fpn = SimplePyramid(body.width, channels)
+        else:
+            self.fpn = FeaturePyramidNetwork(body.widths, channels, LastLevelMaxPool())
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.fpn(self.body(images))
+        return maps
+
+
+class FeatureMaps(nn.Module):
+    """A timm network's maps at strides 4, 8, 16 and 32, as "0" to "3", sizes rounded up. network: made with
+    features_only.
+    """
+
+    def __init__(self, network: Any, chosen: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.chosen = network, list(chosen)
+        channels = network.feature_info.channels()
+        self.widths = [channels[index] for index in chosen]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        height, width = images.shape[-2:]
+        maps = self.network(F.pad(images, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
+        found = OrderedDict()
+        for place, (index, width) in enumerate(zip(self.chosen, self.widths, strict=True)):
+            each = maps[index]
+            if each.shape[1] != width:  # some networks (Swin) keep channels last
+                each = each.permute(0, 3, 1, 2)
+            found[str(place)] = each.contiguous()
+        return found
+
+
+class PlainTransformer(nn.Module):
+    """A plain vision transformer's last map, {"0": (B, D, H / 16, W / 16)}, sizes rounded up.
+
+    Class and register tokens are left out, as in ViTDet. Where `spec.window` (tokens) is set, all blocks but
+    `spec.global_blocks` see windows of that many tokens along a side.
+    """
+
+    def __init__(self, network: Any, spec: BackboneSpec) -> None:
+        super().__init__()
+        if getattr(network, "rope_mixed", False):
+            raise ConfigError(f"{spec.name} has rotary positions of its own in every block, which is not supported")
+        network.cls_token = network.reg_token = None
+        for block in network.blocks:  # rotary positions skip so many tokens at the front
+            block.attn.num_prefix_tokens = 0
+        self.network, self.width = network, int(network.embed_dim)
+        depth = len(network.blocks)
+        self.window = spec.window
+        if spec.window is None and "eva02" in spec.name:
+            self.window = PUBLISHED_WINDOW
+        quarter = [depth * part // 4 - 1 for part in (1, 2, 3, 4)]
+        self.global_blocks = set(quarter if spec.global_blocks is None else spec.global_blocks)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % PATCH_PX, 0, -height % PATCH_PX))
+        network = self.network
+        tokens = network.patch_embed(images)  # (B, H, W, D)
+        size = (int(tokens.shape[1]), int(tokens.shape[2]))
+        tokens = network.norm_pre(self._with_positions(tokens, size))
+        whole, windowed = self._rotary(size), self._rotary((self.window or 0,) * 2)
+        for number, block in enumerate(network.blocks):
+            if self.window is None or number in self.global_blocks or max(size) <= self.window:
+                tokens = _run(block, tokens.flatten(1, 2), whole).view(tokens.shape)
+            else:
+                parts, padded = split_windows(tokens, self.window)
+                parts = _run(block, parts.flatten(1, 2), windowed).view(parts.shape)
+                tokens = join_windows(parts, padded, size)
+        return {"0": network.norm(tokens).permute(0, 3, 1, 2).contiguous()}
+
+    def _with_positions(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        table = self.network.pos_embed
+        if table is None:
+            return tokens
+        rows, columns = self.network.patch_embed.grid_size
+        table = table[:, table.shape[1] - rows * columns :]  # those of class and register tokens come first
+        grid = table.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+        if (rows, columns) != size:
+            grid = F.interpolate(grid.float(), size=size, mode="bicubic", antialias=True).to(tokens)
+        return tokens + grid.permute(0, 2, 3, 1)
+
+    def _rotary(self, size: tuple[int, int]) -> Tensor | None:
+        rope = getattr(self.network, "rope", None)
+        return None if rope is None or 0 in size else rope.get_embed(shape=list(size))
+
+
+def _run(block: nn.Module, tokens: Tensor, rope: Tensor | None) -> Tensor:
+    """One block on tokens (B, T, D) without class or register tokens."""
+    result: Tensor = block(tokens) if rope is None else block(tokens, rope=rope)
+    return result
+
+
+def split_windows(tokens: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
+    """(B, H, W, D) to (B * windows, side, side, D), padded with zeros at the bottom and right, and the padded size."""
+    batch, height, width, channels = tokens.shape
+    tokens = F.pad(tokens, (0, 0, 0, -width % side, 0, -height % side))
+    rows, columns = tokens.shape[1] // side, tokens.shape[2] // side
+    parts = tokens.view(batch, rows, side, columns, side, channels).transpose(2, 3)
+    return parts.reshape(-1, side, side, channels), (rows * side, columns * side)
+
+
+def join_windows(parts: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The inverse of `split_windows`: (B, H, W, D) with (H, W) = `size`."""
+    side, channels = parts.shape[1], parts.shape[3]
+    rows, columns = padded[0] // side, padded[1] // side
+    tokens = parts.view(-1, rows, columns, side, side, channels).transpose(2, 3)
+    return tokens.reshape(-1, *padded, channels)[:, : size[0], : size[1]].contiguous()
+
+
+class SimplePyramid(nn.Module):
+    """Maps at strides 4, 8, 16, 32 and 64 from the one at 16: transposed convolutions, the map itself, pooling."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        half, quarter = max(width // 2, 1), max(width // 4, 1)
+        up = nn.Sequential(
+            nn.ConvTranspose2d(width, half, 2, 2), LayerNorm2d(half), nn.GELU(), nn.ConvTranspose2d(half, quarter, 2, 2)
+        )
+        scales: list[tuple[nn.Module, int]] = [
+            (up, quarter),
+            (nn.ConvTranspose2d(width, half, 2, 2), half),
+            (nn.Identity(), width),
+            (nn.MaxPool2d(2), width),
+        ]
+        self.levels = nn.ModuleList(_level(scale, wide, channels) for scale, wide in scales)
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = OrderedDict((str(place), level(maps["0"])) for place, level in enumerate(self.levels))
+        found["pool"] = F.max_pool2d(found["3"], kernel_size=1, stride=2)
+        return found
+
+
+def _level(scale: nn.Module, width: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        scale,
+        nn.Conv2d(width, channels, 1, bias=False),
+        LayerNorm2d(channels),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        LayerNorm2d(channels),
+    )
+
+
+def load_timm(backbone: TimmBackbone, spec: BackboneSpec, weights: str) -> str:
+    """Load weights into a backbone's body: "DEFAULT" (timm's own, downloaded) or a local file in timm's format, whose
+    positions and patches are resampled where they differ. Returns a sentence. Raises CheckpointError.
+    """
+    plain = _plain_options(spec)
+    more = {"features_only": True} if plain is None else plain
+    try:
+        source = _create(spec, more, True, None if weights == "DEFAULT" else weights)
+    except (RuntimeError, OSError, KeyError, ValueError) as error:
+        lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+        told = lines[1 : 1 + MISMATCHES_TOLD] or lines[:1]
+        raise CheckpointError(f"weights '{weights}' do not fit {spec.name}: {'; '.join(told)}") from None
+    own, found = backbone.body.network.state_dict(), source.state_dict()
+    backbone.body.network.load_state_dict({name: found[name] for name in own})
+    return f"loaded {weights} into {spec.name}"

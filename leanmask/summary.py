@@ -1,0 +1,34 @@
+"""What a training says while it runs, and what it was when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Called with (finished steps, all steps, a note): first, at step 0, with the census of what is labelled how.
+OnStep = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a finished run was. metrics: by network, as evaluated last. best: which network `best.safetensors` holds."""
+
+    folder: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, dict[str, float]]
+    best: Mapping[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        known = {who: {k: v for k, v in found.items() if v == v} for who, found in self.metrics.items()}
+        best = dict(self.best) if self.best else None
+        return {"run": str(self.folder), "steps": self.steps, "seconds": self.seconds, "metrics": known, "best": best}
+
+    def to_text(self) -> str:
+        lines = [f"trained {self.steps} steps in {self.seconds:.0f} s: {self.folder}"]
+        lines += [f"  {who}: mask AP {100 * found['AP']:.1f}" for who, found in self.metrics.items()]
+        if self.best:
+            lines.append(f"  best.safetensors is the {self.best['who']} of step {self.best['step']}")
+        return "\n".join(lines)

@@ -1,0 +1,205 @@
+"""Retrieval: exact neighbours, growth beyond, near-duplicates, copies of known images, resuming, another's index."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import Outcome
+from PIL import Image
+from safetensors.torch import save_file
+
+from leanmask.data.digits import DigitsSpec, write_digits
+from leanmask.data.layout import locate_unlabelled
+from leanmask.errors import CheckpointError, ConfigError, DataError, RunError
+from leanmask.retrieval import index as index_module
+from leanmask.retrieval.embed import crop_of, load_embedder
+from leanmask.retrieval.index import build_index, cells_for, chunked, near_duplicates, open_index, unit
+from leanmask.retrieval.retrieve import RetrieveOptions, retrieve
+from leanmask.retrieval.store import Pool, claim, embed_pool, read_chunks, read_rows
+from leanmask.summary import TrainSummary
+
+
+def vectors(count: int, dimension: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
+
+
+def test_exact_neighbours_are_those_of_a_loop(tmp_path: Path) -> None:
+    pool, queries = vectors(300), vectors(5, seed=1)
+    about = build_index(iter([pool[:100], pool[100:]]), ("m", 300, 16), tmp_path)
+    assert about.kind == "exact"
+    scores, places = open_index(tmp_path).search(queries, 7, "m")
+    cosine = unit(queries) @ unit(pool).T
+    assert (places == np.argsort(-cosine, axis=1)[:, :7]).all()
+    np.testing.assert_allclose(scores, np.take_along_axis(cosine, places, 1), atol=1e-5)
+    assert open_index(tmp_path).search(queries, 1000, "m")[1].shape == (5, 300)
+    with pytest.raises(ConfigError, match="made with m, the queries with n"):
+        open_index(tmp_path).search(queries, 7, "n")
+    with pytest.raises(ConfigError, match="the queries have 3 numbers, the index 16"):
+        open_index(tmp_path).search(queries[:, :3], 7, "m")
+
+
+def test_beyond_the_limit_an_index_of_cells_finds_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "EXACT_UP_TO", 1000)
+    monkeypatch.setattr(index_module, "cells_for", lambda count: 16)
+    pool = vectors(2000)
+    about = build_index(chunked(pool), ("m", 2000, 16), tmp_path)
+    assert about.kind == "ivf-pq"
+    found = open_index(tmp_path).search(pool[:200], 10, "m")[1]
+    assert (found == np.arange(200)[:, None]).any(1).mean() > 0.8  # each is its own neighbour
+    assert cells_for(10**9) == 131_072
+
+
+def test_a_changed_pool_and_no_index_are_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="10 embeddings came instead of 12"):
+        build_index(iter([vectors(10)]), ("m", 12, 16), tmp_path)
+    with pytest.raises(DataError, match="holds no index"):
+        open_index(tmp_path / "none")
+
+
+def test_near_duplicates() -> None:
+    pool = vectors(50, 32)
+    twice = np.concatenate([pool, pool[:3] * 2 + 1e-4, pool[10:11]])
+    assert np.flatnonzero(near_duplicates(twice, 0.98)).tolist() == [50, 51, 52, 53]
+    assert not near_duplicates(pool, 0.999).any()
+    assert near_duplicates(np.zeros((0, 4), dtype=np.float32), 0.9).shape == (0,)
+
+
+class Eyes:
+    """An embedder that sees the mean colour, and counts what it sees."""
+
+    name, side_px = "eyes", 8
+    seen = 0
+
+    def __call__(self, pictures: Any) -> np.ndarray:
+        self.seen += len(pictures)
+        return np.stack([np.asarray(picture.convert("RGB")).mean((0, 1)) for picture in pictures]).astype(np.float32)
+
+
+@pytest.fixture
+def colours(tmp_path: Path) -> tuple[Path, ...]:
+    paths = []
+    for number in range(7):
+        path = tmp_path / "pool" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (10 + number, 9), (40 * number, 0, 10)).save(path)
+        paths.append(path)
+    paths[3].write_bytes(b"no picture")
+    return tuple(paths)
+
+
+def test_shares_join_in_order_and_resume(colours: tuple[Path, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    whole = Pool(colours, folder / "one")
+    claim(whole, Eyes())  # type: ignore[arg-type]
+    dimension = embed_pool(whole, Eyes(), 2, lambda done, total: None)  # type: ignore[arg-type]
+    expected = np.concatenate(list(read_chunks(whole, dimension)))
+    assert expected[:, 0].tolist() == [0, 40, 80, 0, 160, 200, 240]
+    for rank in range(3):
+        part = Pool(colours, folder / "three", rank, 3)
+        claim(part, Eyes())  # type: ignore[arg-type]
+        embed_pool(part, Eyes(), 2, lambda done, total: None)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(np.concatenate(list(read_chunks(part, dimension))), expected)
+    np.testing.assert_array_equal(read_rows(part, dimension, np.array([5, 0])), expected[[5, 0]])
+    # Killed in the middle of a row: what is whole stays, the rest is made again.
+    file = whole.file(0)
+    file.write_bytes(file.read_bytes()[: 4 * dimension * 4 + 5])
+    eyes = Eyes()
+    embed_pool(whole, eyes, 2, lambda done, total: None)  # type: ignore[arg-type]
+    assert eyes.seen == 1 + 3
+    np.testing.assert_array_equal(np.concatenate(list(read_chunks(whole, dimension))), expected)
+    eyes.name = "others"
+    with pytest.raises(ConfigError, match=r"another model \(eyes, now others\)"):
+        claim(whole, eyes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="other images"):
+        claim(Pool(colours[:2], whole.folder), Eyes())  # type: ignore[arg-type]
+
+
+def test_crops() -> None:
+    picture = Image.new("RGB", (100, 60))
+    assert crop_of(picture, (40, 20, 60, 30), 0.0).size == (21, 21)
+    assert crop_of(picture, (90, 50, 100, 60), 1.0).size == (20, 20)  # cut at the corner
+    assert crop_of(picture, (5, 5, 5, 5), 0.0).size == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def tail(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "tail"
+    write_digits(out, DigitsSpec(train=20, tune=0, val=4, unlabelled=6, size_px=64, longtail=True))
+    return out
+
+
+def test_the_runs_own_backbone_finds_images(
+    trained: TrainSummary, tail: Path, tmp_path: Path, leanmask: Callable[..., Outcome]
+) -> None:
+    pool = tmp_path / "pool"
+    shutil.copytree(tail / "unlabelled", pool)
+    copied = sorted((tail / "images").glob("val_*.jpg"))[0]
+    shutil.copy(copied, pool / "copy.jpg")  # of a validation image
+    first = sorted(pool.glob("unlabelled_*.jpg"))[0]
+    shutil.copy(first, pool / "twice.jpg")
+    (pool / "broken.jpg").write_bytes(b"broken")
+    out, review = tmp_path / "found.json", tmp_path / "sheet.html"
+    told = ("retrieve", tail, "--pool", pool, "--model", trained.folder, "--neighbours", 9)
+    done = leanmask(*told, "--out", out, "--review", review, "--duplicates", 0.99999, "--json")
+    assert done.code == 0, done.err
+    summary, content = json.loads(done.out), json.loads(out.read_text())
+    assert (summary["known"], summary["duplicates"], summary["pool"]) == (1, 1, 9)
+    assert summary["images"] == len(content["images"]) == 6
+    assert all(image["exhaustive"] is False for image in content["images"])
+    assert "copy.jpg" not in out.read_text()
+    assert locate_unlabelled(out).annotations == out
+    assert Path(content["images"][0]["file_name"]).is_file()
+    assert "data:image/jpeg" in review.read_text()
+    assert any("no object to look for" in note for note in summary["notes"])
+    again = leanmask(*told, "--out", out)
+    assert (again.code, "never overwritten" in again.err) == (2, True)
+    other = leanmask(
+        *told, "--out", tmp_path / "b.json", "--index", tmp_path / "found.index", "--duplicates", 1, "--json"
+    )
+    assert json.loads(other.out)["images"] >= 6  # the index is used again
+
+
+def test_mistakes_are_sentences(trained: TrainSummary, tail: Path, tmp_path: Path) -> None:
+    def look(**given: Any) -> None:
+        settings = {"model": str(trained.folder)} | given
+        retrieve(tail, tail / "unlabelled", tmp_path / "out.json", RetrieveOptions(**settings))
+
+    with pytest.raises(DataError, match=r"no class 'sevn'.*did you mean 'seven'"):
+        look(classes=("sevn",))
+    with pytest.raises(DataError, match="none of the classes nine has an object"):
+        look(classes=("nine",))
+    with pytest.raises(ConfigError, match="name the weights of timm:vit_small_patch14_dinov2"):
+        look(model="timm:vit_small_patch14_dinov2")
+    with pytest.raises(CheckpointError, match=r"none\.pth does not exist"):
+        look(model="timm:vit_small_patch14_dinov2", weights="none.pth")
+    with pytest.raises(CheckpointError, match="is no folder; save the model there"):
+        look(model="transformers:facebook/dinov2-small")
+    with pytest.raises(DataError, match="is no folder of images"):
+        retrieve(tail, tmp_path / "nowhere", tmp_path / "out.json")
+    (tmp_path / "out.json").write_text("")
+    with pytest.raises(RunError, match="never overwritten"):
+        look()
+
+
+def test_models_of_timm_and_transformers(tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    network = timm.create_model("resnet10t", num_classes=0)
+    path = tmp_path / "resnet10t.safetensors"
+    save_file(timm.create_model("resnet10t").state_dict(), path)
+    pictures = [Image.new("RGB", (40, 30), (200, 10, 10)), Image.new("RGB", (30, 50), (10, 10, 200))]
+    found = load_embedder("timm:resnet10t", str(path), "cpu")
+    assert found(pictures).shape == (2, network.num_features)
+    assert str(path) in found.name
+    small = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56)
+    Dinov2Model(small).save_pretrained(tmp_path / "dino")
+    assert load_embedder(f"transformers:{tmp_path / 'dino'}", device="cpu")(pictures).shape == (2, 32)
