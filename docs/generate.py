@@ -124,17 +124,19 @@ one kind of pseudo-mask. `full`: supervised on all masks, strong view, EMA. "Gap
 `baseline` to `full`. Times are those of runs that shared two cores with others (one thread each), so they say how long
 a table takes, not what a step costs; `leanmask bench speed` measures that.
 
-What the tables do not say by themselves: where masks are rarest every arm but `baseline` and `full` pastes copies of
-the few objects with masks, as the paper does, so `maskbooster` differs from `baseline` in that and in the strong view
-too; `ema_aug` is the row that differs in the method alone. The box AP of `maskbooster` is lower there than the
-baseline's (`metrics.box_AP` of the rows), and so is that of `ema_aug`: it comes with the strong view and the pasting,
-not with the pseudo-masks. A blur of up to 2 px, published for images six times as large, was the greater part of it
-(rows on `tune`); the benchmark's blur is 0.5 px since. Rows on `tune` of commit 34a9d57 were measured before that
-change unless they name it. With seed 0 at 0.4 % the binary pseudo-masks alone are ahead of both kinds together, on
-`val` and on `tune`, by about what seeds differ: the published order of the ablation is not reproduced there.
+What the tables do not say by themselves. In the sparse protocols every arm but `baseline` and `full` pastes copies of
+the objects that have masks, so `maskbooster` differs from `baseline` in that and in the strong view too; `ema_aug` is
+the row that differs in the method alone. Pasting does not help where all masks are there (`full` with
+`augment.copy_paste_probability=0.5`, first seed: 36.6 instead of 37.1). Arms with few masks have weaker boxes than
+`full` (`metrics.box_AP` of the rows): on `tune` at 10 %, with the same view and without any pseudo-mask, 34.3 instead of
+45.5. Pasting, which puts more masks into a step, brings them back to 42.5. So masks seem to teach features that boxes need.
 
-At 1 % the first seed of `maskbooster`, without pasting, is *behind* the baseline: with so few masks per step the
-pseudo-masks collapse as they do at 0.4 % without it. Pasting there too is the next thing to try, on `tune`.
+The rows on `val` at 0.4 % and 1 % (commits 393a47b and 103167e) are of an earlier setting: half of the images pasted
+into, and a ramp from 20 % to 50 % of the training. The defaults now, every image and a ramp from 10 % to 25 %, were
+chosen on `tune` (rows with these overrides there): 31.8 instead of 28.8 at 0.4 %, 33.5 instead of 29.6 at 1 %, 35.6
+instead of 32.4 at 10 %, one seed each. Rows of commit 34a9d57 on `tune` have a blur of up to 2 px, others of 0.5 px. With
+seed 0 at 0.4 % the binary pseudo-masks alone are ahead of both kinds together, on `val` and on `tune`, by about what
+seeds differ: the published order of the ablation is not reproduced there.
 """
 
 
