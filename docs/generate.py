@@ -128,15 +128,16 @@ What the tables do not say by themselves. In the sparse protocols every arm but 
 the objects that have masks, so `maskbooster` differs from `baseline` in that and in the strong view too; `ema_aug` is
 the row that differs in the method alone. Pasting does not help where all masks are there (`full` with
 `augment.copy_paste_probability=0.5`, first seed: 36.6 instead of 37.1). Arms with few masks have weaker boxes than
-`full` (`metrics.box_AP` of the rows): on `tune` at 10 %, with the same view and without any pseudo-mask, 34.3 instead of
-45.5. Pasting, which puts more masks into a step, brings them back to 42.5. So masks seem to teach features that boxes need.
+`full` (`metrics.box_AP` of the rows): on `tune` at 10 %, with the same view and without any pseudo-mask, 34.3 instead
+of 45.5. With pasting, which puts more masks into a step, and pseudo-masks it is 42.5. So masks seem to teach features
+that boxes need.
 
 The rows on `val` at 0.4 % and 1 % (commits 393a47b and 103167e) are of an earlier setting: half of the images pasted
 into, and a ramp from 20 % to 50 % of the training. The defaults now, every image and a ramp from 10 % to 25 %, were
 chosen on `tune` (rows with these overrides there): 31.8 instead of 28.8 at 0.4 %, 33.5 instead of 29.6 at 1 %, 35.6
-instead of 32.4 at 10 %, one seed each. Rows of commit 34a9d57 on `tune` have a blur of up to 2 px, others of 0.5 px. With
-seed 0 at 0.4 % the binary pseudo-masks alone are ahead of both kinds together, on `val` and on `tune`, by about what
-seeds differ: the published order of the ablation is not reproduced there.
+instead of 32.4 at 10 %, one seed each. Rows of commit 34a9d57 on `tune` have a blur of up to 2 px, others of 0.5 px.
+With seed 0 at 0.4 % the binary pseudo-masks alone are ahead of both kinds together, on `val` and on `tune`, by about
+what seeds differ: the published order of the ablation is not reproduced there.
 """
 
 

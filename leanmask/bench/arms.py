@@ -88,11 +88,11 @@ WEAK_SEMI: dict[str, Arm] = {
     "full": SPARSE["full"],
 }
 
-# CopyPaste into every image, in every arm but the plain baseline and the upper bound. The paper has it where masks are
-# rarest alone (COCO 0.1 %, 860 masks); 10 % of digits are 395 masks, and a step of eight images sees three of them. With
-# so few, boxes and masks fall behind together: on `tune` at 10 %, mask and box AP are 26.7 and 34.9 without pasting,
-# 32.4 and 40.1 with half of the images pasted into, 34.3 and 42.5 with all (benchmarks/results/tune-sparse-10.json).
-# Where all masks are there it does not help (benchmarks/results/full.json).
+# CopyPaste into every image, in every arm but the plain baseline and the upper bound. The paper has it where masks
+# are rarest alone (COCO 0.1 %, 860 masks); 10 % of digits are 395 masks, and a step of eight images sees three of
+# them. With so few, boxes and masks fall behind together: on `tune` at 10 %, mask and box AP are 26.7 and 34.9
+# without pasting, 32.4 and 40.1 with half of the images pasted into, 34.3 and 42.5 with all
+# (benchmarks/results/tune-sparse-10.json). Where all masks are there it does not help (benchmarks/results/full.json).
 PASTED_UP_TO_PERCENT = 10.0
 COPY_PASTE = {"augment": {"copy_paste_probability": 1.0}}
 
