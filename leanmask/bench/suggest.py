@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from leanmask.bench.arms import Arm
+from leanmask.bench.arms import USUAL_MODEL, Arm
 from leanmask.bench.table import (
     BenchOptions,
     BenchTable,
@@ -80,6 +80,7 @@ def bench_suggest(
     for name in options.arms or ():
         if name not in ARMS:
             raise ConfigError(f"unknown arm '{name}' of {protocol}{nearest(name, ARMS)}")
+    options = dataclasses.replace(options, model=options.model or USUAL_MODEL)
     path = results_path(protocol, options)
     wanted = [(name, seed) for seed in range(options.seeds) for name in options.arms or ARMS]
     for number, (name, seed) in enumerate(wanted):

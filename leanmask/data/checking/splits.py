@@ -204,9 +204,11 @@ def census(split: Loaded) -> Census:
     """As `AnnotationStore.census`, of what can be read; undeclared images without annotations are undecided."""
     totals = Totals()
     annotated = {hashable(row.get("image_id")) for row in split.annotations}
-    for row in split.annotations:
-        if _countable(row):
-            totals.add(row)
+    countable = [row for row in split.annotations if _countable(row)]
+    for row in countable:
+        totals.add(row)
+    on_image = {(hashable(row.get("image_id")), row["category_id"]) for row in countable if not row.get("iscrowd")}
+    totals.images.update(category for _, category in on_image)
     flags = [_flag(image, hashable(image.get("id")) in annotated) for image in split.images]
     names = {row["id"]: str(row.get("name")) for row in split.categories if type(row.get("id")) is int}
     return Census.count(np.asarray(flags, dtype=np.uint8), "error", names, totals.to_json())
