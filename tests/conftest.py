@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +16,6 @@ from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.run import train
 from leanmask.summary import TrainSummary
-
-# timm makes torch import triton, which complains about leaks when a long test run exits; nothing here is compiled.
-sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 # The smallest network and shortest training that still goes through every part of the code.
 TINY: dict[str, Any] = {
