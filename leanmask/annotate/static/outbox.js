@@ -26,7 +26,7 @@ export class Outbox {
     this.key = `${prefix}:${tab}`;
     this.entries = this.read(this.key);
     this.delay = 0;
-    this.busy = false;
+    this.sending = null; // the promise of the sending that is going on
   }
 
   read(key) {
@@ -65,19 +65,28 @@ export class Outbox {
     this.flush();
   }
 
+  /** Send what there is, in order. Resolves when all of it is sent, or when a request has failed: it is tried again. */
   async flush() {
-    if (this.busy || !this.entries.length) return;
-    this.busy = true;
-    const batch = batchOf(this.entries);
+    if (!this.entries.length) return;
+    this.sending ??= this.sendAll();
+    await this.sending;
+  }
+
+  async sendAll() {
     try {
-      await this.send(batch);
-      this.entries = this.entries.slice(batch.length);
-      this.delay = 0;
+      while (this.entries.length) {
+        const batch = batchOf(this.entries);
+        await this.send(batch);
+        this.entries = this.entries.slice(batch.length);
+        this.delay = 0;
+        this.write();
+      }
     } catch {
       this.delay = Math.min(Math.max(this.delay * 2, FIRST_DELAY_MS), LONGEST_DELAY_MS);
+      this.write();
+      this.wait(() => this.flush(), this.delay);
+    } finally {
+      this.sending = null;
     }
-    this.busy = false;
-    this.write();
-    if (this.entries.length) this.wait(() => this.flush(), this.delay);
   }
 }
