@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,12 +238,10 @@ class Session:
         truth = self.unlabelled.truth if self.unlabelled else self.files[self.config.data.train_split].truth
         if truth is None:
             return None
-        known = CocoTruth.open(truth)
-        names = {Path(str(row["file_name"])).name: key for key, row in known.images.items()}
-        by_name = self.unlabelled is not None and self.unlabelled.by_name
         source: ImageSource = self.unlabelled.images if self.unlabelled else self.labelled
         images = EvalDataset(source, self.config.data, every=max(1, len(source) // MEASURED_IMAGES))
         found: list[PseudoImage] = []
+        files: list[str] = []
         for views in evaluation_batches(images, self.config.evaluation.batch_size, workers=self.config.data.workers):
             with torch.inference_mode():
                 labels = self.method.pseudo_labels(self.teacher.model, views.to(self.state.device))
@@ -251,13 +249,16 @@ class Session:
                 return None
             lacking = [target.instances[~target.instances.has_mask] for target in views.targets]
             found += [
-                PseudoImage(
-                    names[Path(file).name] if by_name else image_id, instances, frame, None if free else _ids(asked)
-                )
-                for image_id, file, instances, frame, asked in zip(
-                    views.image_ids, views.files, labels, views.frames, lacking, strict=True
+                PseudoImage(image_id, instances, frame, None if free else _ids(asked))
+                for image_id, instances, frame, asked in zip(
+                    views.image_ids, labels, views.frames, lacking, strict=True
                 )
             ]
+            files += views.files
+        known = CocoTruth.open(truth)  # not before it is sure that there is something to measure: it may be large
+        if self.unlabelled is not None and self.unlabelled.by_name:
+            names = {Path(str(row["file_name"])).name: key for key, row in known.images.items()}
+            found = [replace(image, image_id=names[Path(file).name]) for image, file in zip(found, files, strict=True)]
         return pseudo_quality(found, known, self.classes.ids).to_json()
 
 

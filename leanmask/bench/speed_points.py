@@ -57,7 +57,7 @@ def _medians(folder: Path, model: str, rounds: int) -> dict[str, float]:
 @torch.inference_mode()
 def pointrend_memory(objects: int = 300, side_px: int = 1024) -> dict[str, Any]:
     """Most bytes that the masks of one image's objects take above the backbone's maps and the model, by model with the
-    published numbers published numbers. Linux only.
+    published numbers. Linux only.
     """
     found: dict[str, Any] = {"objects": objects, "side_px": side_px}
     torch.manual_seed(0)
