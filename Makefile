@@ -20,8 +20,8 @@ demo: install
 	$(BIN)/leanmask demo $(DEMO) --jobs $(JOBS) $(if $(QUICK),--quick)
 
 lint: install
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --check --no-cache .
 
 types: install
 	$(BIN)/mypy

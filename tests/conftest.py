@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
+from run_helpers import TINY, Outcome
 
 from leanmask.cli import main
 from leanmask.data import pack as pack_module
@@ -16,22 +16,6 @@ from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.run import train
 from leanmask.summary import TrainSummary
-
-# The smallest network and shortest training that still goes through every part of the code.
-TINY: dict[str, Any] = {
-    "data": {"image_size": 64, "workers": 0},
-    "train": {"steps": 3, "batch_size": 2, "threads": 1, "log_every_steps": 1, "checkpoint_every_steps": 2},
-    "optim": {"warmup_steps": 1},
-    "evaluation": {"batch_size": 4},
-}
-
-
-class Outcome(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from annotate_helpers import write_boxes, write_photos
-from conftest import TINY, Outcome
 from PIL import Image
+from run_helpers import TINY, Outcome
 
 from leanmask.annotate.export import by_use
 from leanmask.annotate.pictures import Part, Pictures

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY, Outcome
+from run_helpers import TINY, Outcome
 
 from leanmask.config import merge
 from leanmask.engine import checkpoint

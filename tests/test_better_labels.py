@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from run_helpers import TINY
 from safetensors.torch import load_file
 from test_cascade import SMALL
 from test_pldc import FACTS, FOUND, Teacher, views_of

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from coco_helpers import CATEGORIES, SQUARE, image, row
-from conftest import Outcome
 from hypothesis import given
 from hypothesis import strategies as st
+from run_helpers import Outcome
 
 import leanmask as api
 from leanmask.costs import COCO_SPOTTING_SECONDS, LabelCosts

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_helpers import Outcome
 
 from leanmask.bench.speed_evaluation import synthetic_results
 from leanmask.errors import ConfigError

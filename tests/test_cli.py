@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Outcome
 from PIL import Image
+from run_helpers import Outcome
 
 from leanmask.cli.shared import app
 from leanmask.cli.verbs import VERBS as FILES_OF_VERBS

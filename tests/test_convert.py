@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Outcome
 from data_helpers import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_helpers import Outcome
 
 from leanmask.data.convert.brush import decode_brush, encode_brush
 from leanmask.data.convert.cvat import from_cvat, read_cvat, to_cvat

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from run_helpers import TINY
 from safetensors.torch import load_file
 
 from leanmask.config import merge

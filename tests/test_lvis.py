@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from coco_helpers import CATEGORIES, image, row, write
-from conftest import Outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_helpers import Outcome
 
 from leanmask.bench.speed_evaluation import synthetic_results
 from leanmask.data.coco import AnnotationStore

@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from run_helpers import TINY
 from safetensors.torch import load_file, save_file
 from test_mask_rcnn import CLASSES, NOTHING, dense_masks, empty_target, point_target, target_of, total
 from test_points import pointed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from run_helpers import TINY
 from safetensors.torch import load_file
 from test_mask_rcnn import CLASSES, NOTHING, target_of, total
 from test_points import pointed

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY
 from data_helpers import annotation, encode, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from run_helpers import TINY
 from safetensors.torch import load_file
 
 from leanmask.bench.arms import WEAK_SEMI, arms_of

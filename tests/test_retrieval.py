@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import Outcome
 from PIL import Image
+from run_helpers import Outcome
 from safetensors.torch import save_file
 
 from leanmask.data.digits import DigitsSpec, write_digits

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY
+from run_helpers import TINY
 from safetensors.torch import load_file
 
 from leanmask.config import merge

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_helpers import Outcome
 
 from leanmask.bench.suggest import ARMS, bench_suggest, seconds_of
 from leanmask.bench.table import BenchOptions

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import Outcome
+from run_helpers import Outcome
 from safetensors.torch import save_file
 
 from leanmask.errors import CheckpointError, ConfigError

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Outcome
 from pycocotools import mask as coco_mask
+from run_helpers import Outcome
 
 from leanmask.data.layout import locate
 from leanmask.errors import DataError
