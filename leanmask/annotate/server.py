@@ -136,14 +136,14 @@ def state(request: Request) -> dict[str, Any]:
 
 
 @router.post("/api/claim", responses={403: {"description": "Not one of the annotators."}})
-def claim(request: Request, wish: Claim) -> dict[str, Any]:
+async def claim(request: Request, wish: Claim) -> dict[str, Any]:
     """Units to work on, with what the page needs to show them; none when everything is done or lent to others."""
     desk = _desk(request, wish.annotator)
     return {"units": desk.claim(wish.annotator, wish.tab, wish.count), "progress": desk.progress()}
 
 
 @router.post("/api/answers", responses={403: {"description": "Not one of the annotators."}})
-def answers(request: Request, given: Answers) -> dict[str, Any]:
+async def answers(request: Request, given: Answers) -> dict[str, Any]:
     """Save answers. Each is "saved", "known" (sent before), "conflict" (this annotator has answered that question
     already; the earlier answer stands) or "refused" (with the reason).
     """
@@ -158,7 +158,7 @@ def answers(request: Request, given: Answers) -> dict[str, Any]:
 
 
 @router.post("/api/undo", responses={403: {"description": "Not one of the annotators."}})
-def undo(request: Request, wish: Undo) -> dict[str, Any]:
+async def undo(request: Request, wish: Undo) -> dict[str, Any]:
     """Take back an answer of one's own: "undone", or "unknown" where there is no such answer."""
     desk = _desk(request, wish.annotator)
     return {"status": desk.undo(wish.id, wish.annotator, wish.tab), "progress": desk.progress()}

@@ -63,6 +63,11 @@ _leases = sa.Table(
 _MIGRATIONS: dict[int, tuple[str, ...]] = {1: ("ALTER TABLE answers ADD COLUMN detail VARCHAR",)}
 
 
+# What every answer takes, built once: building a statement costs as much as running it.
+_SAME = sa.select(_answers.c.id).where(_answers.c.id == sa.bindparam("same"))
+_SAVE = sa.insert(_answers).prefix_with("OR IGNORE")
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One answer. kind: "points", "boxes" or "review". target: id of the object, or position of the image. position:
@@ -189,9 +194,9 @@ class Store:
         values["detail"] = None if answer.detail is None else json.dumps(answer.detail)
         values["answered_at"] = answer.answered_at or time.time()
         with self._connection.begin():
-            if self._connection.execute(sa.select(_answers.c.id).where(_answers.c.id == answer.id)).first():
+            if self._connection.execute(_SAME, {"same": answer.id}).first():
                 return "known"
-            done = self._connection.execute(sa.insert(_answers).prefix_with("OR IGNORE").values(**values))
+            done = self._connection.execute(_SAVE, values)
             return "saved" if done.rowcount else "conflict"
 
     def undo(self, answer_id: str, annotator: str) -> Answer | None:
