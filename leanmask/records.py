@@ -170,9 +170,9 @@ class MaskPredictions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Proposals:
-    """Where masks are asked for: K boxes, with the image they are in, the object they belong to (-1 = none) and its
-    class. points: (K, 2) xy on the objects, NaN where none is known; models that take points find the object by it, and
-    need no box then (NaN).
+    """Where boxes are scored and masks asked for: boxes (K, 4) xyxy, with the image they are in, the object they belong
+    to (-1 = none, background) and its class (0 where background). points: (K, 2) xy on the objects, NaN where none is
+    known; models that take points find the object by it, and need no box then (NaN).
     """
 
     image_index: Tensor
@@ -181,9 +181,16 @@ class Proposals:
     categories: Tensor
     points: Tensor | None = None
 
+    def __len__(self) -> int:
+        return int(self.boxes.shape[0])
+
     def __getitem__(self, index: Tensor) -> Proposals:
         """The proposals that a boolean (K,) or integer (M,) tensor selects."""
         return dataclasses.replace(self, **_rows(self, index))
+
+    def predictions(self, logits: Tensor) -> MaskPredictions:
+        """What a mask branch said for these proposals: logits (K, C, S, S)."""
+        return MaskPredictions(**vars(self), logits=logits)
 
 
 def _rows(record: MaskPredictions | Proposals, index: Tensor) -> dict[str, Tensor]:

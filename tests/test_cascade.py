@@ -23,7 +23,6 @@ from leanmask.models.cascade_mask_rcnn import (
 )
 from leanmask.models.class_losses import draw_classes, looked_for, sigmoid_loss, softmax_loss
 from leanmask.models.matching import BACKGROUND, IGNORED
-from leanmask.models.two_stage import Samples
 from leanmask.records import Proposals, Target
 
 SMALL: dict[str, Any] = {
@@ -164,7 +163,9 @@ def test_later_stages_are_stricter() -> None:
     target = target_of([[0, 0, 40, 40]])
     boxes = torch.tensor([[0.0, 0.0, 40.0, 22.0], [0.0, 0.0, 40.0, 26.0], [0.0, 0.0, 40.0, 38.0], [44.0, 44, 60, 60]])
     index = torch.zeros(4, dtype=torch.int64)
-    samples = Samples(boxes, index, index.clone(), index.clone())  # IoU 0.55, 0.65, 0.95, 0
+    samples = Proposals(  # IoU 0.55, 0.65, 0.95, 0
+        boxes=boxes, image_index=index, object_index=index.clone(), categories=index.clone()
+    )
     matched = [cascade().match_again(samples, [target], iou).object_index.tolist() for iou in STAGE_IOUS]
     assert matched == [[0, 0, 0, -1], [-1, 0, 0, -1], [-1, -1, 0, -1]]
     unknown = [dataclasses.replace(target, exhaustive=False)]

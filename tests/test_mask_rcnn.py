@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from leanmask.masks import Crops, Grids
 from leanmask.models import MODELS
 from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
-from leanmask.models.two_stage import Samples, class_targets
+from leanmask.models.two_stage import class_targets
 from leanmask.records import Instances, Proposals, Supervision, Target
 
 CLASSES = 5
@@ -294,7 +294,12 @@ def test_soft_classes_are_the_target() -> None:
     soft = torch.tensor([[0.2, 0.2, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0, 0.0]])
     doubtful = Target(instances=target.instances.replace(class_probabilities=soft), ignore=target.ignore)
     index = torch.tensor([0, 1, -1])
-    samples = Samples(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64), index, torch.tensor([0, 1, 0]))
+    samples = Proposals(
+        image_index=torch.zeros(3, dtype=torch.int64),
+        boxes=torch.zeros(3, 4),
+        object_index=index,
+        categories=torch.tensor([0, 1, 0]),
+    )
     assert class_targets(samples, [target], CLASSES).tolist() == [1, 2, 0]
     expected = [[0, 0.5, 0.5, 0, 0, 0], [0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
     torch.testing.assert_close(class_targets(samples, [doubtful], CLASSES), torch.tensor(expected))

@@ -24,8 +24,8 @@ from torchvision.ops import clip_boxes_to_image
 
 from leanmask.models.mask_rcnn import MaskHeads, MaskPreset, MaskRCNN, MaskRCNNConfig
 from leanmask.models.matching import IGNORED, Thresholds, assign, of_object
-from leanmask.models.two_stage import BOX_CELLS, TINY, BoxesOf, Samples, TwoStageConfig, start_unlikely
-from leanmask.records import Target
+from leanmask.models.two_stage import BOX_CELLS, TINY, BoxesOf, TwoStageConfig, start_unlikely
+from leanmask.records import Proposals, Target
 
 STAGE_IOUS = (0.5, 0.6, 0.7)
 STAGE_CODE_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
@@ -103,7 +103,7 @@ class CascadeMaskRCNN(MaskRCNN):
         self.coders = [BoxCoder(weights) for weights in STAGE_CODE_WEIGHTS]
 
     def box_losses(
-        self, features: Sequence[Tensor], samples: Samples, targets: Sequence[Target], canvas: tuple[int, int]
+        self, features: Sequence[Tensor], samples: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """ "loss_classifier_1", "loss_box_1", ... of every stage; and the boxes that the last one predicts for what was
         positive in the first. See `TwoStage.box_losses`.
@@ -123,7 +123,7 @@ class CascadeMaskRCNN(MaskRCNN):
         return losses, present.boxes[first.object_index >= 0]
 
     @torch.no_grad()
-    def match_again(self, samples: Samples, targets: Sequence[Target], iou: float) -> Samples:
+    def match_again(self, samples: Proposals, targets: Sequence[Target], iou: float) -> Proposals:
         """The same proposals, with the refined boxes that they have now, matched at another IoU; object_index may be
         IGNORED. No new ones are drawn.
         """

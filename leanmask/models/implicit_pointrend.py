@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from leanmask.distributed import global_mean
 from leanmask.models.pointrend import TINY_POINTS, CoarseHead, PointHeadConfig, PointHeads, PointPreset
 from leanmask.models.points import uniform_points
-from leanmask.models.two_stage import Samples, TwoStage
-from leanmask.records import Target
+from leanmask.models.two_stage import TwoStage
+from leanmask.records import Proposals, Target
 
 Encoding = Literal["fourier", "coordinates", "none"]
 
@@ -132,11 +132,11 @@ class ImplicitHeads(PointHeads):
             inputs.append(features)
         return self.network(known, torch.cat(inputs, dim=-1))
 
-    def training_points(self, known: Tensor, positives: Samples) -> Tensor:
+    def training_points(self, known: Tensor, positives: Proposals) -> Tensor:
         return uniform_points(len(positives), self.preset.train_points, positives.boxes)
 
     def further_losses(
-        self, known: Tensor, positives: Samples, targets: Sequence[Target], canvas: tuple[int, int]
+        self, known: Tensor, positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> dict[str, Tensor]:
         """ "loss_parameters": the mean (not sum) of the squared parameters over boxes and parameters."""
         per_box = known.float().square().mean(1)

@@ -35,6 +35,7 @@ from leanmask.models.mask2former_network import (
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import has_box
 from leanmask.models.points import Importance
+from leanmask.models.presets import with_own
 from leanmask.models.query_losses import QueryLoss, QueryLossSettings, QueryOutputs, box_fit, dice_losses, matched_pairs
 from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, Content, canvas_of
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
@@ -106,9 +107,7 @@ class Mask2FormerConfig(Frozen):
 
     def preset(self) -> QueryPreset:
         """The backbone's numbers with this configuration's own on top."""
-        base = TINY if self.backbone == "tiny" else QueryPreset()
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(base)}
-        return dataclasses.replace(base, **{name: value for name, value in own.items() if value is not None})
+        return with_own(TINY if self.backbone == "tiny" else QueryPreset(), self)
 
     def backbone_spec(self) -> BackboneSpec | str:
         if self.backbone in SWIN:

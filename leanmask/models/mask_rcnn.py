@@ -19,8 +19,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from leanmask.models.base import finite_zero
 from leanmask.models.mask_losses import MaskGrid, mask_loss
 from leanmask.models.pooling import RoIPool
-from leanmask.models.two_stage import TINY, Preset, RoIHeads, Samples, TwoStage, TwoStageConfig
-from leanmask.records import MaskPredictions, Target
+from leanmask.models.two_stage import TINY, Preset, RoIHeads, TwoStage, TwoStageConfig
+from leanmask.records import MaskPredictions, Proposals, Target
 
 MASK_CELLS = 14
 
@@ -61,7 +61,7 @@ class MaskHeads(RoIHeads):
         self.aligned, self.point_mean = preset.aligned, config.point_mean
 
     def mask_losses(
-        self, features: Sequence[Tensor], positives: Samples, targets: Sequence[Target], canvas: tuple[int, int]
+        self, features: Sequence[Tensor], positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> tuple[dict[str, Tensor], MaskPredictions]:
         """ "loss_mask", and the logits of all positives, also those whose object has no mask."""
         logits = self.teaching_masks(features, positives.boxes, positives.image_index)

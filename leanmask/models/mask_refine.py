@@ -14,7 +14,6 @@ when channels are added. Letters: B images, K objects, C categories, S side of a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +31,7 @@ from leanmask.models.base import Model, finite_zero
 from leanmask.models.canvas_masks import cell_extents, mean_inside
 from leanmask.models.mask_losses import MaskGrid, has_mask, sample_masks
 from leanmask.models.mask_refine_network import COLOURS, Encoder, Inputs, UShape, UShapeSize
+from leanmask.models.presets import with_own
 from leanmask.models.solov2_cells import mass_centres
 from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, Content, canvas_of
 from leanmask.models.weights import load_backbone
@@ -77,9 +77,7 @@ class MaskRefineConfig(Frozen):
 
     def preset(self) -> RefinePreset:
         """The backbone's numbers with this configuration's own on top."""
-        base = TINY if self.backbone == "tiny" else RefinePreset()
-        own = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(base)}
-        return dataclasses.replace(base, **{name: value for name, value in own.items() if value is not None})
+        return with_own(TINY if self.backbone == "tiny" else RefinePreset(), self)
 
 
 @dataclass(frozen=True, eq=False)

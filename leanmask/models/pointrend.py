@@ -42,8 +42,8 @@ from leanmask.models.points import (
     sample_map,
     subdivide,
 )
-from leanmask.models.two_stage import TINY, Preset, RoIHeads, Samples, TwoStage, TwoStageConfig
-from leanmask.records import MaskPredictions, Target
+from leanmask.models.two_stage import TINY, Preset, RoIHeads, TwoStage, TwoStageConfig
+from leanmask.records import MaskPredictions, Proposals, Target
 
 FINEST_STRIDE_PX = 4
 COARSE_INPUT_CELLS, COARSE_CELLS = 14, 7
@@ -236,7 +236,7 @@ class PointHeads(RoIHeads):
         return own_class(self.at(*where, known, coords), categories)
 
     def mask_losses(
-        self, features: Sequence[Tensor], positives: Samples, targets: Sequence[Target], canvas: tuple[int, int]
+        self, features: Sequence[Tensor], positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> tuple[dict[str, Tensor], MaskPredictions]:
         """ "loss_mask" at the points of proposals whose objects have a mask or points, further losses of the subclass,
         and the teaching grids of the proposals whose objects have no mask. See `RoIHeads.mask_losses`.
@@ -263,12 +263,12 @@ class PointHeads(RoIHeads):
         return losses, without.predictions(self._grid(finest, without.boxes, without.image_index, known[lacking]))
 
     @abstractmethod
-    def training_points(self, known: Tensor, positives: Samples) -> Tensor:
+    def training_points(self, known: Tensor, positives: Proposals) -> Tensor:
         """(K, P, 2) random coords at which the masks of these proposals' objects are learned."""
 
     @abstractmethod
     def further_losses(
-        self, known: Tensor, positives: Samples, targets: Sequence[Target], canvas: tuple[int, int]
+        self, known: Tensor, positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> dict[str, Tensor]:
         """What else is learned from `knowledge` of the positive proposals."""
 
@@ -302,13 +302,13 @@ class PointRendHeads(PointHeads):
             coarse = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
         return coarse[:, 0]
 
-    def training_points(self, known: Tensor, positives: Samples) -> Tensor:
+    def training_points(self, known: Tensor, positives: Proposals) -> Tensor:
         own = own_class(known.flatten(2).transpose(1, 2), positives.categories)
         how = Importance(self.preset.train_points, self.config.oversample, self.config.uncertain)
         return important_points(own.view(-1, COARSE_CELLS, COARSE_CELLS).detach(), how)
 
     def further_losses(
-        self, known: Tensor, positives: Samples, targets: Sequence[Target], canvas: tuple[int, int]
+        self, known: Tensor, positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> dict[str, Tensor]:
         """ "loss_coarse_mask": the coarse logits are an ordinary mask."""
         grid = MaskGrid(COARSE_CELLS, canvas, self.preset.aligned, self.config.point_mean)
@@ -322,7 +322,7 @@ class PointRend(TwoStage):
     Heads = PointRendHeads
 
 
-def taught_by(positives: Samples, wanted: Sequence[Tensor]) -> Tensor:
+def taught_by(positives: Proposals, wanted: Sequence[Tensor]) -> Tensor:
     """(K,) bool: the proposal's object is marked in its image's (N,) bool."""
     return of_object(wanted, positives.image_index, positives.object_index)
 

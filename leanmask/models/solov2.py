@@ -12,7 +12,6 @@ columns of a mask, which covers the whole canvas.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +28,7 @@ from leanmask.models.canvas_masks import Limit, cell_extents, mean_inside, over_
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import of_object
 from leanmask.models.matrix_nms import matrix_nms, point_nms
+from leanmask.models.presets import with_own
 from leanmask.models.solov2_cells import CellLayout, assign_cells, of_point_alone
 from leanmask.models.solov2_losses import Positives, class_loss, dice_loss, dice_losses, points_loss
 from leanmask.models.solov2_network import CellBranch, HeadSize, MaskBranch
@@ -134,9 +134,7 @@ class SOLOv2Config(Frozen):
 
     def preset(self) -> SOLOv2Preset:
         """The backbone's numbers with this configuration's own on top."""
-        base = TINY if self.backbone == "tiny" else SOLOv2Preset()
-        own = {field.name: getattr(self, field.name, None) for field in dataclasses.fields(base)}
-        return dataclasses.replace(base, **{name: value for name, value in own.items() if value is not None})
+        return with_own(TINY if self.backbone == "tiny" else SOLOv2Preset(), self)
 
     def cells(self) -> CellLayout:
         """Grids and ranges as configured."""

@@ -32,6 +32,7 @@ from leanmask.models.class_losses import draw_classes, looked_for, sigmoid_loss,
 from leanmask.models.mask_losses import PointMean, keep_points
 from leanmask.models.matching import Thresholds, assign, has_box, of_object, sample
 from leanmask.models.pooling import RoIPool
+from leanmask.models.presets import with_own
 from leanmask.models.rpn import SMOOTH_L1_BETA, RegionProposals, RpnSettings
 from leanmask.models.timm_backbones import TimmBackbone, is_timm, load_timm
 from leanmask.models.weights import holds_detector, load_pretrained
@@ -161,9 +162,7 @@ class TwoStageConfig(Frozen):
 
     def preset(self) -> Preset:
         """The backbone's numbers with this configuration's own on top."""
-        base = self.TINY if self.backbone == "tiny" else self.PUBLISHED
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(base)}
-        return dataclasses.replace(base, **{name: value for name, value in own.items() if value is not None})
+        return with_own(self.TINY if self.backbone == "tiny" else self.PUBLISHED, self)
 
     @field_validator("backbone")
     @classmethod
@@ -190,35 +189,6 @@ class TwoStageConfig(Frozen):
         return BackboneSpec(self.backbone, norm, self.preset().fpn_channels, layers)
 
 
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """K proposals that the box head learns from: boxes (K, 4) xyxy, image_index (K,), object_index (K,) with -1 for
-    background, categories (K,) of the object (0 where background).
-    """
-
-    boxes: Tensor
-    image_index: Tensor
-    object_index: Tensor
-    categories: Tensor
-
-    def __len__(self) -> int:
-        return int(self.boxes.shape[0])
-
-    def __getitem__(self, index: Tensor) -> Samples:
-        """The proposals that a boolean (K,) or integer (M,) tensor selects."""
-        return Samples(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
-
-    def predictions(self, logits: Tensor) -> MaskPredictions:
-        """What the mask branch said for these proposals: logits (K, C, S, S)."""
-        return MaskPredictions(
-            image_index=self.image_index,
-            boxes=self.boxes,
-            object_index=self.object_index,
-            categories=self.categories,
-            logits=logits,
-        )
-
-
 class RoIHeads(nn.Module, ABC):
     """Box branch, and the promises of a mask branch; parameter names are those of torchvision's `roi_heads`."""
 
@@ -243,7 +213,7 @@ class RoIHeads(nn.Module, ABC):
 
     @abstractmethod
     def mask_losses(
-        self, features: Sequence[Tensor], positives: Samples, targets: Sequence[Target], canvas: tuple[int, int]
+        self, features: Sequence[Tensor], positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> tuple[dict[str, Tensor], MaskPredictions]:
         """Losses of K positive proposals whose objects have a mask or points, and the teaching grids (see
         `teaching_masks`) of at least those whose objects have no mask. canvas: (height, width), pixels.
@@ -335,7 +305,7 @@ class TwoStage(Model):
         return losses | box_losses | mask_losses, predictions
 
     @torch.no_grad()
-    def choose(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> Samples:
+    def choose(self, proposals: Sequence[Tensor], targets: Sequence[Target]) -> Proposals:
         """Proposals and the objects' own boxes, matched and sampled for the box head."""
         candidates, assigned = [], []
         for boxes, target in zip(proposals, targets, strict=True):
@@ -351,10 +321,10 @@ class TwoStage(Model):
         positive = objects >= 0
         known = [target.instances.categories for target in targets]
         categories[positive] = of_object(known, images[positive], objects[positive])
-        return Samples(boxes, images, objects, categories)
+        return Proposals(boxes=boxes, image_index=images, object_index=objects, categories=categories)
 
     def box_losses(
-        self, features: Sequence[Tensor], samples: Samples, targets: Sequence[Target], canvas: tuple[int, int]
+        self, features: Sequence[Tensor], samples: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Classification loss and smooth L1 of the positives' own class, both per sampled proposal; and the boxes
         (K', 4) that the positives' own class predicts, without gradient. canvas: (height, width), pixels.
@@ -366,7 +336,7 @@ class TwoStage(Model):
         return losses, self.coder.decode_single(own.detach(), samples.boxes[positive])
 
     def stage_losses(
-        self, said: tuple[Tensor, Tensor], samples: Samples, targets: Sequence[Target], coder: BoxCoder
+        self, said: tuple[Tensor, Tensor], samples: Proposals, targets: Sequence[Target], coder: BoxCoder
     ) -> dict[str, Tensor]:
         """ "loss_classifier" and "loss_box" of what a box branch said: class logits (K, C + 1) of all samples, coded
         boxes (K', 4) of the positive ones.
@@ -385,7 +355,7 @@ class TwoStage(Model):
             "loss_box": global_mean((distance * weights[positive]).sum(), len(weights)),
         }
 
-    def class_losses(self, logits: Tensor, samples: Samples, targets: Sequence[Target]) -> Tensor:
+    def class_losses(self, logits: Tensor, samples: Proposals, targets: Sequence[Target]) -> Tensor:
         """(K,) classification loss of each sample, by `class_loss`."""
         owners = torch.where(samples.object_index >= 0, samples.categories, -1)
         allowed = looked_for(targets, samples.image_index, owners, self.num_classes)
@@ -496,7 +466,7 @@ def start_unlikely(classifier: nn.Linear) -> None:
     nn.init.constant_(classifier.bias, -math.log((1 - PRIOR) / PRIOR))
 
 
-def class_targets(samples: Samples, targets: Sequence[Target], num_classes: int, normalised: bool = True) -> Tensor:
+def class_targets(samples: Proposals, targets: Sequence[Target], num_classes: int, normalised: bool = True) -> Tensor:
     """What the class logits are to be: (K,) int64 with 0 for background, or (K, C + 1) probabilities where some objects
     carry soft classes (`normalised` rows are scaled to sum to 1; an object in doubt is not background).
     """
