@@ -11,7 +11,7 @@ cells along one side of a grid.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -191,10 +191,9 @@ class PointHeads(RoIHeads):
     def logits_at(self, known: Tensor, features: Tensor, coords: Tensor) -> Tensor:
         """Logits (K, P, C) at coords (K, P, 2) from `knowledge` and the finest map's features (K, P, channels)."""
 
-    def start(self, known: Tensor, categories: Tensor, compute: Callable[[Tensor], Tensor], cells: int) -> Tensor:
-        """(K, S, S) own-class logits on the regular grid of `cells` where subdivision starts."""
-        side = compute(regular_points(cells, known).expand(len(known), -1, -1))
-        return side.view(-1, cells, cells)
+    def coarse_masks(self, known: Tensor, categories: Tensor, cells: int) -> Tensor | None:
+        """(K, cells, cells) own-class logits where subdivision starts; None: they are computed as at any points."""
+        return None
 
     def at(self, finest: Tensor, boxes: Tensor, image_index: Tensor, known: Tensor, coords: Tensor) -> Tensor:
         """Logits (K, P, C) at coords (K, P, 2) of boxes (K, 4)."""
@@ -227,7 +226,10 @@ class PointHeads(RoIHeads):
             where = (features[0], boxes[rows], image_index[rows])
             known, classes = self.knowledge(*where), categories[rows]
             compute = partial(self._own_at, where, known, classes)
-            masks[rows] = subdivide(self.start(known, classes, compute, cells).float(), compute, how)
+            coarse = self.coarse_masks(known, classes, cells)
+            if coarse is None:
+                coarse = compute(regular_points(cells, known).expand(len(known), -1, -1)).view(-1, cells, cells)
+            masks[rows] = subdivide(coarse.float(), compute, how)
         return masks
 
     def _own_at(
@@ -295,7 +297,7 @@ class PointRendHeads(PointHeads):
         logits: Tensor = self.point_head(features, sample_grids(known, coords))
         return logits
 
-    def start(self, known: Tensor, categories: Tensor, compute: Callable[[Tensor], Tensor], cells: int) -> Tensor:
+    def coarse_masks(self, known: Tensor, categories: Tensor, cells: int) -> Tensor:
         """The coarse mask, doubled without computing a point for as long as all of them would be."""
         coarse = own_class(known.flatten(2).transpose(1, 2), categories).view(-1, 1, COARSE_CELLS, COARSE_CELLS)
         while coarse.shape[-1] < cells:
