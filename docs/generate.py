@@ -132,13 +132,13 @@ the row that differs in the method alone. Pasting does not help where all masks 
 of 45.5. With pasting, which puts more masks into a step, and pseudo-masks it is 42.5. So masks seem to teach features
 that boxes need.
 
-Pasting into every image and a ramp from 10 % to 25 % of the training were chosen on `tune` with one seed (rows with these
-overrides there), against pasting into half of the images and a ramp from 20 % to 50 %: 31.8 instead of 28.8 at 0.4 %,
-33.5 instead of 29.6 at 1 %, 35.6 instead of 32.4 at 10 %. Rows of commit 34a9d57 on `tune` have a blur of up to 2 px,
-others of 0.5 px.
+Pasting into every image and a ramp from 10 % to 25 % of the training were chosen on `tune` with one seed (rows with
+these overrides there), against pasting into half of the images and a ramp from 20 % to 50 %: 31.8 instead of 28.8 at
+0.4 %, 33.5 instead of 29.6 at 1 %, 35.6 instead of 32.4 at 10 %. Rows of commit 34a9d57 on `tune` have a blur of up
+to 2 px, others of 0.5 px.
 
-The parts at 0.4 %, first seed: strong view and EMA alone bring nothing (17.9 after 17.8), soft pseudo-masks 26.5, binary
-ones 31.0, and both 31.0: the published order, but for the last step, where ours is a tie.
+The parts at 0.4 %, first seed: strong view and EMA alone bring nothing (17.9 after 17.8), soft pseudo-masks 26.5,
+binary ones 31.0, and both 31.0: the published order, but for the last step, where ours is a tie.
 """
 
 

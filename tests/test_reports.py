@@ -26,11 +26,12 @@ from safetensors.numpy import save_file
 
 from leanmask.errors import DataError, RunError
 from leanmask.reports import gallery
-from leanmask.reports.collect import AnnotatedImages, distinct_names, fraction, read_run
+from leanmask.reports.collect import AnnotatedImages, fraction, read_run
 from leanmask.reports.figures import Line, all_figures, smooth
 from leanmask.reports.gallery import draw_labelled
 from leanmask.reports.layout import Table, duration, render_html, render_markdown, render_rich, spread
 from leanmask.reports.marks import BACKGROUND_RGB, OBJECT_RGB, Mark, draw_marks, marks_of
+from leanmask.reports.names import distinct_names
 from leanmask.reports.overlays import class_colour, draw_overlay, open_upright, readable_scale, to_rgb, to_rle
 from leanmask.reports.page import headline, write_report
 from leanmask.reports.pictures import Choice, compare, panoptic_quality
@@ -202,6 +203,16 @@ def test_names_get_parents_where_they_clash(tmp_path: Path, data: AnnotatedImage
     runs = [read_run(make_run(tmp_path / part / "run", data)) for part in ("a", "b")]
     assert distinct_names(runs) == ["a/run", "b/run"]
     assert len(set(distinct_names([runs[0], runs[0]]))) == 2
+
+
+def test_long_names_lose_what_they_share(tmp_path: Path, data: AnnotatedImages) -> None:
+    settings = "seed0-data.image_size_256-model.anchor_sizes_[8,16,32]"
+    runs = [read_run(make_run(tmp_path / f"nuclei-sparse-1-{arm}-{settings}", data)) for arm in ("boosted", "baseline")]
+    assert distinct_names(runs) == ["boosted", "baseline"]
+    assert distinct_names(runs[:1]) == ["nuclei-sparse-1-boosted-…es_[8,16,32]"]
+    longer = read_run(make_run(tmp_path / f"nuclei-sparse-1-boosted-{settings}-more", data))
+    shorter = "model.anchor_sizes_[8,16,32]"
+    assert distinct_names([runs[0], longer]) == [shorter, f"{shorter}-more"]
 
 
 @pytest.mark.parametrize("value", [-1, -1.0, None, math.nan, math.inf, "0.3", True])
@@ -385,6 +396,21 @@ def test_low_scores_are_not_drawn() -> None:
     grey = Image.new("L", (SIDE, SIDE), 128)
     drawn = draw_overlay(grey, [result(1, 7, rectangle(10, 20, 20, 20), 0.4)], {})
     assert np.asarray(drawn).tolist() == np.full((SIDE, SIDE, 3), 128).tolist()
+
+
+def test_names_never_hide_objects() -> None:
+    """Every object's middle stays as the image has it, also where names find no place."""
+    image = Image.new("RGB", (480, 480), (120, 120, 120))
+    corners = [(x, y) for y in range(0, 480, 48) for x in range(0, 480, 48)]
+    rows = [
+        {"bbox": [x, y, 20, 20], "category_id": n % 40, "score": 0.6 + n / 2000} for n, (x, y) in enumerate(corners)
+    ]
+    drawn = np.asarray(draw_overlay(image, rows, {}))
+    outlines = 4 * 20 * len(rows)
+    assert (drawn != np.asarray(image)).any(2).sum() > outlines  # some names have a place
+    assert {tuple(drawn[y + 10, x + 10].tolist()) for x, y in corners} == {(120, 120, 120)}
+    crowd = np.asarray(draw_overlay(image, [{**row, "category_id": 1} for row in rows], {}))
+    assert (crowd != np.asarray(image)).any(2).sum() <= outlines  # names say nothing about so many of a class
 
 
 def test_polygon_and_every_rle_draw_the_same() -> None:

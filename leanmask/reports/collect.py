@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -282,13 +282,3 @@ def _first_existing(name: str, folder: Path) -> Path:
     """The path as it stands, or seen from the run folder when only that exists."""
     beside = folder / name
     return beside if not Path(name).exists() and beside.exists() else Path(name)
-
-
-def distinct_names(runs: Iterable[RunSummary]) -> list[str]:
-    """The runs' names, with as many parent folders in front as it takes to tell them apart."""
-    folders = [run.folder.resolve().parts for run in runs]
-    for depth in range(1, max((len(parts) for parts in folders), default=0) + 1):
-        names = ["/".join(parts[-depth:]) for parts in folders]
-        if len(set(names)) == len(names):
-            return names
-    return ["/".join(parts[-1:]) + f" ({index})" for index, parts in enumerate(folders, start=1)]

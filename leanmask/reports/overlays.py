@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ GOLDEN = 0.61803398875
 # Ends of the range that integer and float images are stretched from; single bright pixels must not darken the rest.
 PERCENTILES = (0.5, 99.5)
 READABLE_PX = 480
+MOST_NAMED = 30  # objects of one class; of more of them, names would hide what they name and say nothing new
 
 # What pycocotools raises when a segmentation is not what it should be.
 BROKEN = (TypeError, ValueError, KeyError, IndexError, AttributeError)
@@ -199,20 +201,26 @@ def _paint(pixels: np.ndarray, shape: Shape, line_px: int) -> None:
 
 
 def _annotate(picture: Image.Image, shapes: Sequence[Shape], line_px: int) -> None:
-    """Boxes, then names, then points; a name moves to where it covers no other name, if there is such a place."""
+    """Boxes, then names, then points. A name stands where it covers no other name and no other object's middle; where
+    there is no such place it is left out, and so it is among hundreds of cells: the colour says the class.
+    """
     pen = ImageDraw.Draw(picture)
     radius_px = max(4, round(max(picture.size) / 100))
     font = ImageFont.load_default(size=max(11, round(max(picture.size) / 36)))
     taken: list[Box] = []
+    alike = Counter(shape.colour for shape in shapes)
     for shape in shapes:
         if shape.box is not None:
             pen.rectangle(_ordered(shape.box), outline=shape.colour, width=max(1, line_px // 2))
     for shape in reversed(shapes):
         anchor = shape.named_at(radius_px)
-        if anchor is None:
+        if anchor is None or alike[shape.colour] > MOST_NAMED:
             continue
         left, top, right, bottom = pen.textbbox((0, 0), shape.text, font=font)
-        place = _place(anchor, (right - left + 6, bottom - top + 6), picture.size, taken)
+        others = [other for each in shapes if each is not shape and (other := each.named_at(radius_px)) is not None]
+        place = _place(anchor, (right - left + 6, bottom - top + 6), picture.size, [*taken, *map(_middle, others)])
+        if place is None:
+            continue
         taken.append(place)
         pen.rectangle(place, fill=shape.colour)
         dark = sum(weight * part for weight, part in zip((0.299, 0.587, 0.114), shape.colour, strict=True)) > 130
@@ -226,7 +234,13 @@ def _ordered(box: Box) -> Box:
     return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
 
 
-def _place(box: Box, size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Box]) -> Box:
+def _middle(box: Box) -> Box:
+    """The pixel in the middle of a box."""
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return x - 0.5, y - 0.5, x + 0.5, y + 0.5
+
+
+def _place(box: Box, size: tuple[float, float], picture: tuple[int, int], taken: Sequence[Box]) -> Box | None:
     width, height = size
     tried = [(box[0], box[1] - height), (box[0], box[3]), (box[0], box[1]), (box[2] - width, box[3] - height)]
     places = []
@@ -234,7 +248,7 @@ def _place(box: Box, size: tuple[float, float], picture: tuple[int, int], taken:
         left = min(max(x, 0.0), max(picture[0] - width, 0.0))
         top = min(max(y, 0.0), max(picture[1] - height, 0.0))
         places.append((left, top, left + width, top + height))
-    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+    return next((place for place in places if not any(_overlap(place, other) for other in taken)), None)
 
 
 def _overlap(a: Box, b: Box) -> bool:

@@ -17,12 +17,13 @@ from leanmask import __version__
 from leanmask.errors import RunError
 from leanmask.reports import tables
 from leanmask.reports.calibration import frequency_figures, reliability_figures
-from leanmask.reports.collect import RESULTS_NAME, RunSummary, distinct_names, read_run
+from leanmask.reports.collect import RESULTS_NAME, RunSummary, read_run
 from leanmask.reports.figures import MARKERS, PALETTE, Group, all_figures
 from leanmask.reports.folders import trainings
 from leanmask.reports.gallery import draw_labelled
 from leanmask.reports.layout import Table, points, render_html
 from leanmask.reports.marks import BACKGROUND_RGB, OBJECT_RGB
+from leanmask.reports.names import distinct_names
 from leanmask.reports.outcomes import outcome_table
 from leanmask.reports.pictures import Choice, Comparison, compare
 

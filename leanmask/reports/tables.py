@@ -131,8 +131,8 @@ def differences(runs: Sequence[RunSummary], names: Sequence[str]) -> Table | Non
 
 
 def environments(runs: Sequence[RunSummary], names: Sequence[str]) -> Table | None:
-    """Versions and machine of every run."""
-    flat = [flatten(run.environment) for run in runs]
+    """Folder, versions and machine of every run."""
+    flat = [{"folder": str(run.folder), **flatten(run.environment)} for run in runs]
     keys = list(dict.fromkeys(key for settings in flat for key in settings))
     rows = [[key, *(f.get(key, NOTHING) for f in flat)] for key in keys]
     return Table("Environment", ("", *names), rows, text_columns=len(runs) + 1) if rows else None
