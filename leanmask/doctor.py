@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -17,8 +18,24 @@ from leanmask.records import Instances, Supervision, Target
 from leanmask.run import environment
 from leanmask.settings import resolve
 
-REQUIRED = ("torch", "torchvision", "accelerate", "faster-coco-eval", "pycocotools", "safetensors", "pydantic", "typer")
-OPTIONAL = ("wandb", "mlflow", "transformers", "timm", "faiss")
+REQUIRED = ("torch", "torchvision", "accelerate", "faster-coco-eval", "pycocotools", "safetensors", "transformers")
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A package that some capability needs. distributions: the names under which it may be installed."""
+
+    distributions: tuple[str, ...]
+    gives: str
+
+
+OPTIONAL = {
+    "timm": Extra(("timm",), "more backbones: pip install 'leanmask[backbones]'"),
+    "faiss": Extra(("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"), "retrieve: pip install 'leanmask[retrieval]'"),
+    "open_clip": Extra(("open_clip_torch",), "more judges of categories: pip install 'leanmask[open-clip]'"),
+    "wandb": Extra(("wandb",), "train.trackers=[wandb]"),
+    "mlflow": Extra(("mlflow",), "train.trackers=[mlflow]"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class Findings:
 
     def to_text(self) -> str:
         lines = [f"{name:18} {value}" for name, value in self.environment.items() if name != "command"]
-        lines += [f"{name:18} {version or 'not installed'}" for name, version in self.packages.items()]
+        lines += [f"{name:18} {version or _missing(name)}" for name, version in self.packages.items()]
         for device, result in self.trials.items():
             outcome = f"a training step took {result:.2f} s" if isinstance(result, float) else f"FAILED: {result}"
             lines.append(f"{device:18} {outcome}")
@@ -53,7 +70,8 @@ def backbones() -> list[str]:
 
 def doctor() -> Findings:
     """Look at the installation and try a tiny forward and backward pass on every device."""
-    packages = {name: _version(name) for name in (*REQUIRED, *OPTIONAL)}
+    packages = {name: _version(name) for name in REQUIRED}
+    packages |= {name: _first_version(extra.distributions) for name, extra in OPTIONAL.items()}
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     return Findings(environment(), packages, {device: _try(device) for device in devices})
 
@@ -63,6 +81,14 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _first_version(distributions: Sequence[str]) -> str | None:
+    return next((found for name in distributions if (found := _version(name)) is not None), None)
+
+
+def _missing(name: str) -> str:
+    return f"not installed ({OPTIONAL[name].gives})" if name in OPTIONAL else "not installed"
 
 
 def _try(device: str) -> float | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from run_helpers import Outcome
 
 from leanmask.cli.shared import app
 from leanmask.cli.verbs import VERBS as FILES_OF_VERBS
+from leanmask.doctor import OPTIONAL
 from leanmask.summary import TrainSummary
 
 Cli = Callable[..., Outcome]
@@ -113,7 +115,11 @@ def test_train_from_the_command_line(leanmask: Cli, sparse: Path, tmp_path: Path
 def test_doctor(leanmask: Cli) -> None:
     outcome = leanmask("doctor", "--json")
     assert outcome.code == 0
-    assert isinstance(json.loads(outcome.out)["trials"]["cpu"], float)
+    found = json.loads(outcome.out)
+    assert isinstance(found["trials"]["cpu"], float)
+    # What is installed goes by other names than what is imported: faiss-cpu is faiss.
+    for name in OPTIONAL:
+        assert (found["packages"][name] is not None) == (importlib.util.find_spec(name) is not None), name
 
 
 @pytest.mark.parametrize(
