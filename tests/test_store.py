@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,26 @@ def test_the_cache_follows_the_content(tmp_path: Path, cache: Path) -> None:
     for found in packs:  # damaged: noticed and written anew
         (found / "images.bin").write_bytes(b"")
     assert len(store(tmp_path, row(bbox=[1, 1, 2, 2]))[0].objects) == 1
+
+
+def test_what_nobody_opens_is_forgotten(tmp_path: Path, cache: Path) -> None:
+    """Opening a store keeps it; a new one sweeps out those that were opened last long ago."""
+    rows = [[row(number, bbox=[1, 1, 2, 2])] for number in (1, 2, 3)]
+    for number in (0, 1):
+        store(tmp_path, *rows[number])
+    unfinished = cache / "annotations" / ".v3-of-a-killed-process"
+    unfinished.mkdir()
+    long_ago = time.time() - (pack_module.DAYS_KEPT + 1) * 24 * 3600
+    for found in (cache / "annotations").iterdir():
+        os.utime(found, (long_ago, long_ago))
+    store(tmp_path, *rows[1])
+    store(tmp_path, *rows[2])
+    left = list((cache / "annotations").iterdir())
+    assert len(left) == 2
+    assert unfinished not in left
+    for number in (1, 2):
+        store(tmp_path, *rows[number])
+    assert set((cache / "annotations").iterdir()) == set(left)  # these are the two that were opened
 
 
 def test_a_cache_that_cannot_be_written_is_replaced(

@@ -13,7 +13,9 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import numpy.typing as npt
 from leanmask.data.files import why
 from leanmask.errors import DataError
 
+DAYS_KEPT = 90  # of a pack that nobody opens
 FORMAT = 3  # part of every key: raise it when the pieces change
 
 
@@ -93,9 +96,12 @@ def find_pack(key: str) -> Pack | None:
     """The pack written before under this key, in any of the cache folders."""
     for folder in _cache_folders():
         try:
-            return Pack(folder / key)
+            found = Pack(folder / key)
         except (OSError, ValueError, EOFError):
             continue  # not there, or damaged: it is written anew
+        with suppress(OSError):  # somebody else's cache; then it is theirs to forget
+            os.utime(folder / key)
+        return found
     return None
 
 
@@ -112,6 +118,7 @@ def write_pack(key: str, pieces: Iterable[Piece], meta: Callable[[], dict[str, A
     try:
         _write_files(working, pieces, meta)
         _publish(working, target)
+        _forget_unused(target.parent)
         return Pack(target)
     except OSError as error:
         raise DataError(f"cannot write the annotation cache in {target.parent}: {why(error)}") from None
@@ -139,6 +146,15 @@ def _publish(working: Path, target: Path) -> None:
         except (OSError, ValueError, EOFError):
             shutil.rmtree(target, ignore_errors=True)  # our own cache, damaged
             working.rename(target)
+
+
+def _forget_unused(folder: Path) -> None:
+    """Remove packs that were opened last long ago: the files that they were made of have changed since, or are gone."""
+    oldest = time.time() - DAYS_KEPT * 24 * 3600
+    for pack in [*folder.glob("v*-*"), *folder.glob(".v*-*")]:  # the dotted ones were never finished
+        with suppress(OSError):
+            if pack.stat().st_mtime < oldest:
+                shutil.rmtree(pack, ignore_errors=True)
 
 
 def _cache_folders() -> list[Path]:
