@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from run_helpers import Outcome
+from typer.main import get_group
 
 from leanmask.cli.shared import app
 from leanmask.cli.verbs import VERBS as FILES_OF_VERBS
@@ -41,7 +44,22 @@ def test_every_verb_is_listed_with_its_file() -> None:
             for command in app.registered_commands
             if command.callback.__module__ == file
         ]
-        assert tuple(found) == verbs
+        assert found == list(verbs)
+        commands = get_group(app).commands
+        assert {verb: commands[verb].help for verb in verbs} == verbs
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), ([], 2), (["trian"], 2), (["check", "--help"], 0)])
+def test_nothing_heavy_is_loaded_to_show_the_verbs(arguments: list[str], code: int) -> None:
+    program = (
+        "import sys; from leanmask.cli import main; sys.argv = ['leanmask', *sys.argv[1:]]\n"
+        "try: main()\nfinally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
+    if "trian" in arguments:
+        assert "'train'" in done.stderr
 
 
 def test_version(leanmask: Cli) -> None:
