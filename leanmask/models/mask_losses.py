@@ -23,6 +23,7 @@ from leanmask.models.pooling import Axis, Window, axis_weights
 from leanmask.records import MaskPredictions, Supervision, Target
 
 PointMean = Literal["all", "inside"]
+MaskMean = Literal["taught", "positives"]
 
 
 class Matched(Protocol):
@@ -41,13 +42,15 @@ class Matched(Protocol):
 @dataclass(frozen=True)
 class MaskGrid:
     """How masks are sampled: an S x S grid over each box of a canvas (height, width) in pixels; `aligned` as in
-    pooling.Axis. point_mean: what the loss of classified points is a mean over, see `annotated_points`.
+    pooling.Axis. point_mean: what the loss of classified points is a mean over, see `annotated_points`. mask_mean: what
+    the mask loss is a mean over, see `mask_loss`.
     """
 
     size: int
     canvas: tuple[int, int]
     aligned: bool = False
     point_mean: PointMean = "all"
+    mask_mean: MaskMean = "taught"
 
 
 def sample_masks(crops: Crops, object_index: Tensor, boxes: Tensor, grid: MaskGrid) -> Tensor:
@@ -103,7 +106,8 @@ def mask_targets(predictions: MaskPredictions, targets: Sequence[Target], grid: 
 
 def mask_loss(predictions: MaskPredictions, targets: Sequence[Target], grid: MaskGrid) -> Tensor:
     """Binary cross-entropy of the proposals whose objects have a mask (mean over cells) or classified points (mean over
-    points, logits interpolated), weighted; mean over these proposals on all processes, 0 when there are none.
+    points, logits interpolated), weighted. Mean over these proposals on all processes ("taught"), 0 when there are none,
+    or over all predictions ("positives").
 
     Class-specific logits use the object's class channel (Mask R-CNN, section 3; Pointly-Supervised, section 4).
     """
@@ -114,7 +118,7 @@ def mask_loss(predictions: MaskPredictions, targets: Sequence[Target], grid: Mas
         points = annotated_points(pointed, targets, grid.point_mean)
         said = sample_grids(pointed.of_category()[:, None], points.coords)[..., 0]
         total = total + point_losses(said, points).sum()
-    return global_mean(total, len(masked) + len(pointed))
+    return global_mean(total, len(predictions) if grid.mask_mean == "positives" else len(masked) + len(pointed))
 
 
 def supervised_by(predictions: MaskPredictions, wanted: Sequence[Tensor]) -> MaskPredictions:

@@ -258,7 +258,8 @@ class PointHeads(RoIHeads):
             chosen = positives[rows]
             logits = self.at(finest, chosen.boxes, chosen.image_index, known[rows], points.coords)
             total = total + point_losses(own_class(logits, chosen.categories), points).sum()
-        losses = {"loss_mask": global_mean(total, int(masked.sum() + pointed.sum()))}
+        taught = len(positives) if self.config.mask_mean == "positives" else int(masked.sum() + pointed.sum())
+        losses = {"loss_mask": global_mean(total, taught)}
         losses |= self.further_losses(known, positives, targets, canvas)
         lacking = ~taught_by(positives, [target.instances.has_mask for target in targets])
         without = positives[lacking]
@@ -313,7 +314,7 @@ class PointRendHeads(PointHeads):
         self, known: Tensor, positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> dict[str, Tensor]:
         """ "loss_coarse_mask": the coarse logits are an ordinary mask."""
-        grid = MaskGrid(COARSE_CELLS, canvas, self.preset.aligned, self.config.point_mean)
+        grid = MaskGrid(COARSE_CELLS, canvas, self.preset.aligned, self.config.point_mean, self.config.mask_mean)
         return {"loss_coarse_mask": mask_loss(positives.predictions(known), targets, grid)}
 
 

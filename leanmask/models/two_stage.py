@@ -29,7 +29,7 @@ from leanmask.masks import Grids
 from leanmask.models.backbone import BackboneSpec, NormName, build_backbone, normalise, require_known
 from leanmask.models.base import Model
 from leanmask.models.class_losses import draw_classes, looked_for, sigmoid_loss, softmax_loss
-from leanmask.models.mask_losses import PointMean, keep_points
+from leanmask.models.mask_losses import MaskMean, PointMean, keep_points
 from leanmask.models.matching import Thresholds, assign, has_box, of_object, sample
 from leanmask.models.pooling import RoIPool
 from leanmask.models.presets import with_own
@@ -158,6 +158,11 @@ class TwoStageConfig(Frozen):
         "all",
         description="what the loss of classified points is a mean over: all of an object's points, those "
         "outside the proposal counting as 0 (all, as published), or those inside the proposal",
+    )
+    mask_mean: MaskMean = Field(
+        "taught",
+        description="what the mask loss is a mean over: the positive proposals whose object has a mask or points (taught, "
+        "as published), or all of them (positives), so that the few masks of a step weigh no more than among many",
     )
 
     def preset(self) -> Preset:
