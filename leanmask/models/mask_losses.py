@@ -106,8 +106,8 @@ def mask_targets(predictions: MaskPredictions, targets: Sequence[Target], grid: 
 
 def mask_loss(predictions: MaskPredictions, targets: Sequence[Target], grid: MaskGrid) -> Tensor:
     """Binary cross-entropy of the proposals whose objects have a mask (mean over cells) or classified points (mean over
-    points, logits interpolated), weighted. Mean over these proposals on all processes ("taught"), 0 when there are none,
-    or over all predictions ("positives").
+    points, logits interpolated), weighted. Mean over these proposals on all processes ("taught"), 0 when there are
+    none, or over all predictions ("positives").
 
     Class-specific logits use the object's class channel (Mask R-CNN, section 3; Pointly-Supervised, section 4).
     """

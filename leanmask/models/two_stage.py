@@ -161,8 +161,9 @@ class TwoStageConfig(Frozen):
     )
     mask_mean: MaskMean = Field(
         "taught",
-        description="what the mask loss is a mean over: the positive proposals whose object has a mask or points (taught, "
-        "as published), or all of them (positives), so that the few masks of a step weigh no more than among many",
+        description="what the mask loss is a mean over: the positive proposals whose object has a mask or points "
+        "(taught, as published), or all of them (positives), so that the few masks of a step weigh no more than among "
+        "many",
     )
 
     def preset(self) -> Preset:
