@@ -45,7 +45,8 @@ from leanmask.suggestions import SuggestOptions, suggest
 
 START = "sparse-1"
 POINTS = 10
-ARM = Arm({"method": {"name": "supervised"}})
+# Few masks among many points and boxes: see `model.mask_mean` (benchmarks/results/tune-sparse-1.json).
+ARM = Arm({"method": {"name": "supervised"}, "model": {"mask_mean": "positives"}})
 Purchase = tuple[int, str]  # annotation id, and "points" or "mask"
 
 
