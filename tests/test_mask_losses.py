@@ -116,6 +116,19 @@ def test_loss_is_the_mean_over_proposals_with_a_mask() -> None:
     torch.testing.assert_close(mask_loss(predictions, targets, GRID), torch.stack(expected).mean())
 
 
+def test_few_masks_can_weigh_as_among_many() -> None:
+    """Mean over all proposals: two of five have a mask, so the loss is two fifths; with all masks nothing changes."""
+    among_all = dataclasses.replace(GRID, mask_mean="positives")
+    predictions = predictions_for([0, 1, 2, 1, 1], [0, 0, 0, 0, 0])
+    few, all_of_them = targets_with([MASK, BOX, MASK], [1.0] * 3), targets_with([MASK] * 3, [1.0] * 3)
+    loss = mask_loss(predictions, [few], GRID)
+    assert loss > 0
+    torch.testing.assert_close(mask_loss(predictions, [few], among_all), loss * 2 / 5)
+    torch.testing.assert_close(
+        mask_loss(predictions, [all_of_them], among_all), mask_loss(predictions, [all_of_them], GRID)
+    )
+
+
 def test_only_the_objects_own_channel_and_masked_objects_get_a_gradient() -> None:
     targets = [targets_with([MASK, BOX, MASK], [1.0, 1.0, 0.0])]
     predictions = predictions_for([0, 1, 2], [0, 0, 0])

@@ -101,6 +101,20 @@ def test_masks_points_and_boxes_in_one_batch(name: str) -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", [*NAMES, "mask_rcnn"])
+def test_few_masks_can_weigh_as_among_many(name: str) -> None:
+    box = [10.0, 10.0, 50.0, 60.0]
+    masked, boxed = target_of([box]), target_of([box], Supervision.BOX)
+    found = {}
+    for mean in ("taught", "positives"):
+        for which, targets in (("few", [masked, boxed]), ("all", [masked, masked])):
+            torch.manual_seed(0)
+            model = tiny(name, mask_mean=mean).train()
+            found[mean, which] = model(torch.rand(2, 3, 96, 96), targets)[0]["loss_mask"].item()
+    assert 0 < found["positives", "few"] < found["taught", "few"]
+    assert found["positives", "all"] == found["taught", "all"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_weight_zero_and_points_off_the_box_teach_nothing(name: str) -> None:
     model = tiny(name, train_on_predicted_boxes=False).train()
