@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from leanmask.version import __version__
 
 if TYPE_CHECKING:
     from leanmask.annotate.run import annotate_data, export_annotations
@@ -56,6 +56,7 @@ _HOME = {
 }
 
 __all__ = [
+    "__version__",
     "annotate_data",
     "bench",
     "budget",

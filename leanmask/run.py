@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torchvision
 
-from leanmask import __version__
 from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
 from leanmask.engine.distributed import start_processes, world_size
 from leanmask.errors import RunError
@@ -23,6 +22,7 @@ from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve
 from leanmask.stages import StagedRun
 from leanmask.summary import OnStep, TrainSummary
+from leanmask.version import __version__
 
 
 def train(

@@ -12,7 +12,6 @@ import torch
 import yaml
 from accelerate import PartialState
 
-from leanmask import __version__
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.dataset import EvalDataset, ImageSource, TrainDataset
 from leanmask.data.layout import SplitFiles, locate
@@ -31,6 +30,7 @@ from leanmask.models.base import Model
 from leanmask.records import Instances, Views
 from leanmask.settings import RunConfig
 from leanmask.summary import OnStep, TrainSummary
+from leanmask.version import __version__
 
 # Pseudo-labels are measured on at most this many training images, spread evenly.
 MEASURED_IMAGES = 200

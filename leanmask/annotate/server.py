@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.types import StringConstraints
 
-from leanmask import __version__
 from leanmask.annotate.desk import Desk
 from leanmask.annotate.guard import Guard, Pass
 from leanmask.annotate.pictures import Encoded, Part, Pictures
@@ -21,6 +20,7 @@ from leanmask.annotate.store import Answer
 from leanmask.annotate.tasks import MOST_BOXES, WHOLE
 from leanmask.data.views.canvas import UnreadableImage
 from leanmask.errors import DataError
+from leanmask.version import __version__
 
 MOST_ANSWERS, MOST_UNITS, MOST_SIDE_PX = 100, 20, 4096
 TYPES = {

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from leanmask import __version__
 from leanmask.cli.verbs import Verbs
 from leanmask.console import output, print_json
+from leanmask.version import __version__
 
 app = typer.Typer(
     name="leanmask",

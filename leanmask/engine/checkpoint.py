@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from leanmask import __version__
 from leanmask.engine.rng import RngState
 from leanmask.errors import CheckpointError, RunError
 from leanmask.methods.base import Method
 from leanmask.models.base import Model
+from leanmask.version import __version__
 
 FORMAT = 1
 _INDEX = "checkpoint.json"

@@ -13,7 +13,6 @@ from typing import Any
 import jinja2
 import yaml
 
-from leanmask import __version__
 from leanmask.errors import RunError
 from leanmask.reports import tables
 from leanmask.reports.calibration import frequency_figures, reliability_figures
@@ -26,6 +25,7 @@ from leanmask.reports.marks import BACKGROUND_RGB, OBJECT_RGB
 from leanmask.reports.names import distinct_names
 from leanmask.reports.outcomes import outcome_table
 from leanmask.reports.pictures import Choice, Comparison, compare
+from leanmask.version import __version__
 
 TEMPLATE = "report.html.j2"
 MOST_EVENTS = 200

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from leanmask import __version__
 from leanmask.errors import DataError, RunError
 from leanmask.reports.overlays import decode, open_upright, to_rle
 from leanmask.reports.page import write_page
 from leanmask.reports.pictures import Picture, draw_picture, read_json
+from leanmask.version import __version__
 
 TEMPLATE = "review.html.j2"
 MARGIN = 0.6  # of the object's longer side, shown around it
