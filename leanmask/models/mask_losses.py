@@ -43,7 +43,8 @@ class Matched(Protocol):
 class MaskGrid:
     """How masks are sampled: an S x S grid over each box of a canvas (height, width) in pixels; `aligned` as in
     pooling.Axis. point_mean: what the loss of classified points is a mean over, see `annotated_points`. mask_mean: what
-    the mask loss is a mean over, see `mask_loss`.
+    the mask loss is a mean over, see `mask_loss`. point_weight: of a proposal whose object has points, over one whose
+    object has a mask.
     """
 
     size: int
@@ -51,6 +52,7 @@ class MaskGrid:
     aligned: bool = False
     point_mean: PointMean = "all"
     mask_mean: MaskMean = "taught"
+    point_weight: float = 1.0
 
 
 def sample_masks(crops: Crops, object_index: Tensor, boxes: Tensor, grid: MaskGrid) -> Tensor:
@@ -117,7 +119,7 @@ def mask_loss(predictions: MaskPredictions, targets: Sequence[Target], grid: Mas
     if len(pointed):
         points = annotated_points(pointed, targets, grid.point_mean)
         said = sample_grids(pointed.of_category()[:, None], points.coords)[..., 0]
-        total = total + point_losses(said, points).sum()
+        total = total + grid.point_weight * point_losses(said, points).sum()
     return global_mean(total, len(predictions) if grid.mask_mean == "positives" else len(masked) + len(pointed))
 
 

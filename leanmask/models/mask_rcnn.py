@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from leanmask.models.base import finite_zero
-from leanmask.models.mask_losses import MaskGrid, mask_loss
+from leanmask.models.mask_losses import mask_loss
 from leanmask.models.pooling import RoIPool
 from leanmask.models.two_stage import TINY, Preset, RoIHeads, TwoStage, TwoStageConfig
 from leanmask.records import MaskPredictions, Proposals, Target
@@ -58,7 +58,7 @@ class MaskHeads(RoIHeads):
         channels = 1 if config.class_agnostic else num_classes + 1
         self.mask_predictor = MaskRCNNPredictor(preset.mask_channels, preset.mask_channels, channels)
         self.class_agnostic = config.class_agnostic
-        self.aligned, self.point_mean, self.mask_mean = preset.aligned, config.point_mean, config.mask_mean
+        self.config = config
 
     def mask_losses(
         self, features: Sequence[Tensor], positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
@@ -66,8 +66,8 @@ class MaskHeads(RoIHeads):
         """ "loss_mask", and the logits of all positives, also those whose object has no mask."""
         logits = self.teaching_masks(features, positives.boxes, positives.image_index)
         predictions = positives.predictions(logits)
-        grid = MaskGrid(2 * MASK_CELLS, canvas, self.aligned, self.point_mean, self.mask_mean)
-        return {"loss_mask": mask_loss(predictions, targets, grid)}, predictions
+        loss = mask_loss(predictions, targets, self.config.mask_grid(2 * MASK_CELLS, canvas))
+        return {"loss_mask": loss}, predictions
 
     def teaching_masks(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         """(K, C, 28, 28) mask logits. See `RoIHeads.teaching_masks`."""

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from leanmask.distributed import global_mean
 from leanmask.models.base import finite_zero
 from leanmask.models.mask_losses import (
-    MaskGrid,
     annotated_points,
     has_mask,
     has_points,
@@ -248,16 +247,17 @@ class PointHeads(RoIHeads):
         masked = taught_by(positives, [has_mask(target) for target in targets])
         pointed = taught_by(positives, [has_points(target) for target in targets])
         total = finest.new_zeros(()) if bool((masked | pointed).any()) else finite_zero(self)
-        for rows, points in (
+        for weight, rows, points in (
             (
+                1.0,
                 masked,
                 mask_values_at(positives[masked], targets, self.training_points(known[masked], positives[masked])),
             ),
-            (pointed, annotated_points(positives[pointed], targets, self.config.point_mean)),
+            (self.config.point_weight, pointed, annotated_points(positives[pointed], targets, self.config.point_mean)),
         ):
             chosen = positives[rows]
             logits = self.at(finest, chosen.boxes, chosen.image_index, known[rows], points.coords)
-            total = total + point_losses(own_class(logits, chosen.categories), points).sum()
+            total = total + weight * point_losses(own_class(logits, chosen.categories), points).sum()
         taught = len(positives) if self.config.mask_mean == "positives" else int(masked.sum() + pointed.sum())
         losses = {"loss_mask": global_mean(total, taught)}
         losses |= self.further_losses(known, positives, targets, canvas)
@@ -314,7 +314,7 @@ class PointRendHeads(PointHeads):
         self, known: Tensor, positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> dict[str, Tensor]:
         """ "loss_coarse_mask": the coarse logits are an ordinary mask."""
-        grid = MaskGrid(COARSE_CELLS, canvas, self.preset.aligned, self.config.point_mean, self.config.mask_mean)
+        grid = self.config.mask_grid(COARSE_CELLS, canvas)
         return {"loss_coarse_mask": mask_loss(positives.predictions(known), targets, grid)}
 
 

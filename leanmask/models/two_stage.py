@@ -29,7 +29,7 @@ from leanmask.masks import Grids
 from leanmask.models.backbone import BackboneSpec, NormName, build_backbone, normalise, require_known
 from leanmask.models.base import Model
 from leanmask.models.class_losses import draw_classes, looked_for, sigmoid_loss, softmax_loss
-from leanmask.models.mask_losses import MaskMean, PointMean, keep_points
+from leanmask.models.mask_losses import MaskGrid, MaskMean, PointMean, keep_points
 from leanmask.models.matching import Thresholds, assign, has_box, of_object, sample
 from leanmask.models.pooling import RoIPool
 from leanmask.models.presets import with_own
@@ -159,6 +159,9 @@ class TwoStageConfig(Frozen):
         description="what the loss of classified points is a mean over: all of an object's points, those "
         "outside the proposal counting as 0 (all, as published), or those inside the proposal",
     )
+    point_weight: float = Field(
+        1.0, ge=0, description="of the mask loss of an object with classified points, over that of one with a mask"
+    )
     mask_mean: MaskMean = Field(
         "taught",
         description="what the mask loss is a mean over: the positive proposals whose object has a mask or points "
@@ -169,6 +172,10 @@ class TwoStageConfig(Frozen):
     def preset(self) -> Preset:
         """The backbone's numbers with this configuration's own on top."""
         return with_own(self.TINY if self.backbone == "tiny" else self.PUBLISHED, self)
+
+    def mask_grid(self, cells: int, canvas: tuple[int, int]) -> MaskGrid:
+        """How masks are sampled and weighed on a grid of so many cells over each box."""
+        return MaskGrid(cells, canvas, self.preset().aligned, self.point_mean, self.mask_mean, self.point_weight)
 
     @field_validator("backbone")
     @classmethod
