@@ -98,7 +98,8 @@ def bench_suggest(
 
 
 def _is(row: Row, name: str, seed: int, options: BenchOptions) -> bool:
-    return (row["arm"], row["seed"], row["overrides"]) == (name, seed, list(options.overrides))
+    same = (row["arm"], row["seed"], row["overrides"]) == (name, seed, list(options.overrides))
+    return same and row["model"] == f"{options.model}-tiny"
 
 
 def _start(seed: int, options: BenchOptions) -> Path:
@@ -120,7 +121,10 @@ def _row(protocol: str, name: str, trial: Trial, tell: Callable[[int, int, str],
 
 
 def _key(name: str, options: BenchOptions) -> str:
-    return "-".join([name, *(override.replace("=", "_").replace("/", "_") for override in options.overrides)])
+    """Name of a run's folder: rows that differ in anything have folders of their own."""
+    other = [options.model] if options.model and options.model != USUAL_MODEL else []
+    other += [options.split] if options.split != BenchOptions.split else []
+    return "-".join([name, *other, *(override.replace("=", "_").replace("/", "_") for override in options.overrides)])
 
 
 def _price(kind: str) -> float:
