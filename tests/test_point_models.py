@@ -116,6 +116,17 @@ def test_few_masks_can_weigh_as_among_many(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_points_can_weigh_less_than_masks(name: str) -> None:
+    target = pointed([[[30.0, 30.0], [12.0, 12.0]]], [[1, 0]], [[10.0, 10.0, 50.0, 60.0]])
+    found = []
+    for weight in (1.0, 0.25):
+        torch.manual_seed(0)
+        model = tiny(name, point_weight=weight).train()
+        found.append(model(torch.rand(1, 3, 96, 96), [target])[0]["loss_mask"])
+    torch.testing.assert_close(found[1], found[0] / 4)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_weight_zero_and_points_off_the_box_teach_nothing(name: str) -> None:
     model = tiny(name, train_on_predicted_boxes=False).train()
     box = [10.0, 10.0, 50.0, 60.0]

@@ -171,6 +171,8 @@ def test_masks_and_points_in_one_loss() -> None:
     boxes, logits, grid = [[0.0, 0.0, 32.0, 32.0]] * 2, torch.randn(2, 2, 14, 14), MaskGrid(14, (CANVAS, CANVAS))
     mask, point = (mask_loss(said(boxes[:1], [i], logits[i : i + 1]), [target], grid) for i in (0, 1))
     torch.testing.assert_close(mask_loss(said(boxes, [0, 1], logits), [target], grid), (mask + point) / 2)
+    softer = MaskGrid(14, (CANVAS, CANVAS), point_weight=0.25)
+    torch.testing.assert_close(mask_loss(said(boxes, [0, 1], logits), [target], softer), (mask + point / 4) / 2)
     assert has_points(target).tolist() == [False, True]
 
 
