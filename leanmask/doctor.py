@@ -18,7 +18,17 @@ from leanmask.records import Instances, Supervision, Target
 from leanmask.run import environment
 from leanmask.settings import resolve
 
-REQUIRED = ("torch", "torchvision", "accelerate", "faster-coco-eval", "pycocotools", "safetensors", "transformers")
+REQUIRED = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "transformers",
+    "faster-coco-eval",
+    "pycocotools",
+    "safetensors",
+    "pydantic",
+    "typer",
+)
 
 
 @dataclass(frozen=True)

@@ -505,7 +505,8 @@ def test_a_single_point_is_continuous_and_carries_its_class() -> None:
 
 def test_points_outside_the_picture_stop_nothing() -> None:
     row = {"category_id": 1, "point_coords": [[-1, -1], [47, 47], [900, 5], [5, -900]], "point_labels": [1, 0, 1, 0]}
-    marked([{"bbox": [4, 4, 10, 10], **row}])
+    drawn = marked([{"bbox": [4, 4, 10, 10], **row}])
+    assert (distance_from(drawn, class_colour(1)) == 0).any()  # the box is drawn all the same
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,12 @@ from leanmask.bench.table import (
     Row,
     Task,
     add_row,
+    as_name,
     prepare_data,
     read_rows,
     results_path,
     run_task,
+    unusual,
 )
 from leanmask.costs import LabelCosts
 from leanmask.data.annotation import Row as Annotation
@@ -121,10 +123,7 @@ def _row(protocol: str, name: str, trial: Trial, tell: Callable[[int, int, str],
 
 
 def _key(name: str, options: BenchOptions) -> str:
-    """Name of a run's folder: rows that differ in anything have folders of their own."""
-    other = [options.model] if options.model and options.model != USUAL_MODEL else []
-    other += [options.split] if options.split != BenchOptions.split else []
-    return "-".join([name, *other, *(override.replace("=", "_").replace("/", "_") for override in options.overrides)])
+    return "-".join([name, *unusual(options), *map(as_name, options.overrides)])
 
 
 def _price(kind: str) -> float:

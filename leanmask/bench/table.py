@@ -139,9 +139,7 @@ def add_row(path: Path, row: Row) -> None:
 def _task(protocol: str, name: str, arm: Arm, seed: int, options: BenchOptions) -> Task:
     own = arm.protocol or protocol
     data = options.data.name if options.data else "digits"
-    other = [options.model] if options.model and options.model != USUAL_MODEL else []
-    other += [options.split] if options.split != BenchOptions.split else []
-    key = "-".join([data, *other, own, name, f"seed{seed}", *map(_as_name, options.overrides)])
+    key = "-".join([data, *unusual(options), own, name, f"seed{seed}", *map(as_name, options.overrides)])
     return Task(own, name, arm, seed, options, options.work / "runs" / key)
 
 
@@ -149,7 +147,14 @@ def _with_model(protocol: str, options: BenchOptions) -> BenchOptions:
     return dataclasses.replace(options, model=options.model or model_of(protocol))
 
 
-def _as_name(override: str) -> str:
+def unusual(options: BenchOptions) -> list[str]:
+    """Model and split where they are not the usual ones: parts of a run folder's name, so that no two rows share it."""
+    model = [options.model] if options.model and options.model != USUAL_MODEL else []
+    return model + ([options.split] if options.split != BenchOptions.split else [])
+
+
+def as_name(override: str) -> str:
+    """An override as part of a folder's name."""
     return override.replace("=", "_").replace("/", "_")
 
 
@@ -184,7 +189,7 @@ def prepare_data(task: Task) -> Path:
         if not (source / "annotations").is_dir():
             write_digits(source, options.digits or DigitsSpec())
     told = _of_split(options.overrides)
-    out = options.work / "data" / "-".join([source.name, task.protocol, f"seed{task.seed}", *map(_as_name, told)])
+    out = options.work / "data" / "-".join([source.name, task.protocol, f"seed{task.seed}", *map(as_name, told)])
     if not (out / "data.yaml").is_file():
         split(source, out, task.protocol, seed=task.seed, options=_split_options(told))
     return out
