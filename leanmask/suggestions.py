@@ -161,11 +161,11 @@ def _candidates(
     for record, empty, own in zip(records, bare, groups, strict=True):
         if empty:
             objects = _expected(record, doubts, expected)
-            look = int(own[0]) if len(own) else -1
+            look, typical = int(own.group[0]), float(own.typical[0])
             if look >= 0:  # an image that cannot be read cannot be labelled
-                found.append((Candidate(("image", record.id), "image", objects, look, 0.0), record))
+                found.append((Candidate(("image", record.id), "image", objects, look, 0.0, typical), record))
             continue
-        for item, look in zip(_boxed(record), own.tolist(), strict=True):
+        for item, look, typical in zip(_boxed(record), own.group.tolist(), own.typical.tolist(), strict=True):
             has = _worth(item)
             labelled = Candidate(item.id, "object", ((item.category, Doubt()),), look, has)
             shelf.add("box", labelled, 1.0)
@@ -173,7 +173,8 @@ def _candidates(
                 shelf.add("mask", labelled, has)
             if has < 1 and look >= 0:
                 doubt = Doubt() if doubts is None else doubts.objects.get(item.id, Doubt())
-                found.append((Candidate(("object", item.id), "object", ((item.category, doubt),), look, has), record))
+                about = ((item.category, doubt),)
+                found.append((Candidate(("object", item.id), "object", about, look, has, typical), record))
     return found, shelf
 
 
@@ -226,7 +227,7 @@ def _sentence(choice: Choice, record: ImageRecord, names: Sequence[str], with_ru
     name = names[category] if category is not None else "object"
     about = ""
     if with_run:
-        about = f"; the run doubts its class by {doubt_of.category:.0%} and its mask by {doubt_of.mask:.0%}"
+        about = f"; the run doubts the masks of objects like it by {doubt_of.mask:.0%}"
         if doubt_of.disagreement is not None:
             about += f", student and teacher differ by {doubt_of.disagreement:.0%}"
     share = f"worth {choice.share:.0%} of a mask more"

@@ -18,11 +18,11 @@ from run_helpers import Outcome
 from leanmask.bench.suggest import ARMS, bench_suggest, seconds_of
 from leanmask.bench.table import BenchOptions
 from leanmask.costs import LabelCosts
-from leanmask.data.appearance import looks
+from leanmask.data.appearance import _grouped, looks
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.splits import split
 from leanmask.errors import ConfigError, DataError
-from leanmask.labels.worth import Candidate, Doubt, Shelf, Shopping, best_offer, choose, share_of_mask
+from leanmask.labels.worth import Candidate, Doubt, Shelf, Shopping, best_offer, choose, doubted_together, share_of_mask
 from leanmask.suggestions import SuggestOptions, suggest
 from leanmask.summary import TrainSummary
 
@@ -55,12 +55,12 @@ def test_choices_fit_the_time_and_are_greedy(things: list[tuple[int, int, float]
     assert sum(choice.seconds for choice in chosen) <= seconds
     assert len({choice.candidate.target for choice in chosen}) == len(chosen)
     # A naive greedy over everything, with a shelf of its own, chooses the same gains.
-    naive, left, waiting = Shelf(), seconds, list(candidates)
+    naive, left, waiting = Shelf(), seconds, doubted_together(candidates)
     for choice in chosen:
         offers = [(best_offer(item, shopping, naive, left), item) for item in waiting]
         best = max(offer.gain / offer.seconds for offer, _ in offers if offer)
         assert choice.gain / choice.seconds == pytest.approx(best)
-        waiting.remove(choice.candidate)
+        waiting = [item for item in waiting if item.target != choice.candidate.target]
         left -= choice.seconds
         naive.add("mask", choice.candidate, share_of_mask(10) if choice.kind == "points" else 1.0)
     assert not any(best_offer(item, shopping, naive, left) for item in waiting)
@@ -77,7 +77,7 @@ def test_rare_classes_and_new_looks_come_first() -> None:
 
 
 def test_doubt_comes_first_and_points_before_masks() -> None:
-    sure, unsure = thing(1, doubt=Doubt(0, 0.1)), thing(2, doubt=Doubt(0, 0.9))
+    sure, unsure = thing(1, 0, 0, doubt=Doubt(0, 0.1)), thing(2, 1, 1, doubt=Doubt(0, 0.9))
     first, *_ = choose([sure, unsure], Shopping(9), Shelf())
     assert (first.candidate.target, first.kind, first.seconds) == (2, "points", 9)
     cheap = LabelCosts(mask_seconds=8, box_seconds=7)
@@ -86,6 +86,30 @@ def test_doubt_comes_first_and_points_before_masks() -> None:
     pointed = Candidate(1, "object", ((0, Doubt()),), 0, share_of_mask(10))
     assert [choice.kind for choice in choose([pointed], Shopping(100), Shelf())] == ["mask"]
     assert choose([pointed], Shopping(100, masks=False), Shelf()) == []
+
+
+def test_an_object_is_as_much_in_doubt_as_objects_like_it() -> None:
+    hidden, like, other = thing(1, 0, 0, Doubt(1, 0.9)), thing(2, 0, 0, Doubt(0, 0.1)), thing(3, 1, 1, Doubt(1, 0.6))
+    pooled = {each.target: each.objects[0] for each in doubted_together([hidden, like, other])}
+    assert pooled[1] == pooled[2] == (0, Doubt(0.0, pytest.approx(0.5)))
+    assert pooled[3] == (1, Doubt(0.0, pytest.approx(0.6)))  # its class is known: nobody buys it
+    first, *_ = choose([hidden, like, other], Shopping(9), Shelf())
+    assert first.candidate.target == 3
+    # Class and look each have a say, student and teacher too; an image keeps what is expected there.
+    mixed = [thing(1, 0, 0, Doubt(0, 0.4, 0.2)), thing(2, 0, 1, Doubt(0, 0.8, 0.4)), thing(3, 1, 1, Doubt(0, 0.2, 0.0))]
+    of_class, of_look = (0.6, 0.3), (0.5, 0.2)
+    _, doubt = next(each.objects[0] for each in doubted_together(mixed) if each.target == 2)
+    assert (doubt.mask, doubt.disagreement) == pytest.approx(
+        tuple(math.sqrt(one * two) for one, two in zip(of_class, of_look, strict=True))
+    )
+    image = Candidate("a", "image", ((None, Doubt(0.3, 0.2)),), 0, 0.0)
+    assert doubted_together([image]) == [image]
+
+
+def test_of_equal_doubt_the_typical_object_comes_first() -> None:
+    odd, typical = dataclasses.replace(thing(1), typical=0.3), dataclasses.replace(thing(2), typical=0.9)
+    first, *_ = choose([odd, typical], Shopping(9), Shelf())
+    assert first.candidate.target == 2
 
 
 def test_an_image_is_priced_by_what_is_expected_there() -> None:
@@ -105,9 +129,25 @@ def test_looks_are_groups_of_alike(digits: Path) -> None:
     records = [store[index] for index in range(len(store))]
     boxes = [np.asarray([item.box_xyxy for item in record.objects]).reshape(-1, 4) for record in records]
     groups = looks(records, boxes, "error")
-    assert [len(own) for own in groups] == [len(own) for own in boxes]
-    assert all(np.array_equal(a, b) for a, b in zip(groups, looks(records, boxes, "error"), strict=True))
-    assert len(set(itertools.chain(*(own.tolist() for own in groups)))) > 1
+    assert [len(own.group) for own in groups] == [len(own.typical) for own in groups] == [len(own) for own in boxes]
+    again = looks(records, boxes, "error")
+    assert all(np.array_equal(a.group, b.group) for a, b in zip(groups, again, strict=True))
+    assert all(np.array_equal(a.typical, b.typical) for a, b in zip(groups, again, strict=True))
+    assert len(set(itertools.chain(*(own.group.tolist() for own in groups)))) > 1
+
+
+def test_the_middle_of_a_look_is_its_most_typical_member() -> None:
+    rng = np.random.default_rng(0)
+    around = [centre + rng.normal(0, 0.1, (30, 4)) for centre in (np.zeros(4), np.full(4, 5.0))]
+    described = np.concatenate([*around, np.full((1, 4), 7.5)])
+    groups, typical = _grouped(described)
+    assert ((typical > 0) & (typical <= 1)).all()
+    for group in np.unique(groups):
+        members = groups == group
+        far = np.linalg.norm(described[members] - described[members].mean(0), axis=1)
+        assert typical[members].argmax() == far.argmin()
+    assert typical[-1] == typical.min()  # the one that is like none
+    assert (_grouped(np.zeros((50, 4)))[1] == 1).all()
 
 
 @pytest.fixture(scope="module")

@@ -174,9 +174,10 @@ def _without_run(trial: Trial, _: Any) -> list[Purchase]:
 
 
 def _with_run(trial: Trial, tell: Callable[[int, int, str], None]) -> list[Purchase]:
-    """The doubts are those of a run on the data set that all arms start from."""
-    run = trial.options.work / "runs" / _key(f"{trial.start.name}-start", trial.options)
-    run_task(Task(START, "start", ARM, trial.seed, trial.options, run), None, tell)
+    """The doubts are those of a run on the data set that all arms start from, the same whatever split is reported."""
+    options = dataclasses.replace(trial.options, split=BenchOptions.split)
+    run = options.work / "runs" / _key(f"{trial.start.name}-start", options)
+    run_task(Task(START, "start", ARM, trial.seed, options, run), None, tell)
     return _suggested(trial, run)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -55,7 +55,8 @@ class Candidate:
 
     kind: what it would get next: "boxes" for an image, else a box's "points" or "mask". objects: class (None = unknown)
     and doubt of every object that would be labelled; of an image, those that are expected there. look: a group of
-    objects that look alike. has: the share of a mask that its label is worth now.
+    objects that look alike. has: the share of a mask that its label is worth now. typical: of its look, from 1 for the
+    middle of the group toward 0.
     """
 
     target: Hashable
@@ -63,6 +64,7 @@ class Candidate:
     objects: tuple[tuple[int | None, Doubt], ...]
     look: int
     has: float
+    typical: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,48 @@ def offers(candidate: Candidate, shopping: Shopping) -> list[tuple[Kind, int, fl
     return [offer for offer in found if offer[3] > 0]
 
 
+def doubted_together(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The same, where an object is as much in doubt as objects like it: the mean over its class, and over its look, of
+    what is unsure about their masks, and the geometric mean of the two. Its class is known: nothing of that is bought.
+
+    What is learned from a label carries over to objects like it, so their doubt is what it can take away. The objects
+    that a network doubts most one by one are hidden or blurred ones that say little about any other.
+    """
+    found = list(candidates)
+    by_class: defaultdict[int | None, list[Doubt]] = defaultdict(list)
+    by_look: defaultdict[int, list[Doubt]] = defaultdict(list)
+    for candidate in found:
+        if candidate.kind == "object":
+            for category, doubt in candidate.objects:
+                by_class[category].append(doubt)
+                by_look[candidate.look].append(doubt)
+    of_class = {category: _mean_doubt(doubts) for category, doubts in by_class.items()}
+    of_look = {look: _mean_doubt(doubts) for look, doubts in by_look.items()}
+
+    def shared(category: int | None, look: int) -> Doubt:
+        (mask, apart), (mask_too, apart_too) = of_class[category], of_look[look]
+        both = None if apart is None or apart_too is None else math.sqrt(apart * apart_too)
+        return Doubt(0.0, math.sqrt(mask * mask_too), both)
+
+    return [
+        replace(each, objects=tuple((category, shared(category, each.look)) for category, _ in each.objects))
+        if each.kind == "object"
+        else each
+        for each in found
+    ]
+
+
+def _mean_doubt(doubts: Sequence[Doubt]) -> tuple[float, float | None]:
+    """Means of mask and disagreement; None where no two networks were asked."""
+    apart = [doubt.disagreement for doubt in doubts if doubt.disagreement is not None]
+    return sum(doubt.mask for doubt in doubts) / len(doubts), sum(apart) / len(apart) if apart else None
+
+
 def choose(candidates: Iterable[Candidate], shopping: Shopping, shelf: Shelf) -> list[Choice]:
     """The labels that bring most for the seconds, best first: greedily by gain per second, where what is chosen makes
     more of its kind worth less. At most one label per candidate; `shelf` is what is labelled already, and grows.
     """
-    left, chosen = shopping.seconds, []
+    candidates, left, chosen = doubted_together(candidates), shopping.seconds, []
     waiting: list[tuple[float, int, Candidate]] = []
     for number, candidate in enumerate(candidates):
         choice = best_offer(candidate, shopping, shelf, left)
@@ -174,7 +213,8 @@ def _weight(candidate: Candidate, shelf: Shelf) -> tuple[float, float]:
     """Doubt weighted by rarity, and doubt alone, both summed over the objects."""
     level: Level = "box" if candidate.kind == "image" else "mask"
     doubts = [(doubt.total, shelf.rarity(level, category, candidate.look)) for category, doubt in candidate.objects]
-    return sum(doubt * rarity for doubt, rarity in doubts), sum(doubt for doubt, _ in doubts)
+    weight = sum(doubt * rarity for doubt, rarity in doubts) * candidate.typical
+    return weight, sum(doubt for doubt, _ in doubts) * candidate.typical
 
 
 def _rate(choice: Choice) -> float:
