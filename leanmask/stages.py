@@ -5,7 +5,6 @@ Every stage can be killed and resumed; finished ones are not repeated.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -79,12 +78,7 @@ class StagedRun:
         if self.state.is_main_process:
             _copy(last.folder / "best.safetensors", self.folder / "best.safetensors")
         self.state.wait_for_everyone()
-        return dataclasses.replace(
-            last,
-            folder=self.folder,
-            steps=sum(summary.steps for summary in self.trained),
-            seconds=sum(summary.seconds for summary in self.trained),
-        )
+        return TrainSummary.of_stages(self.folder, self.trained)
 
     def stage_folder(self, name: str) -> Path:
         """`1-labels`, `2-pseudo`, ... in the run's folder."""

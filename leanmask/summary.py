@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,27 @@ OnStep = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What a finished run was. metrics: by network, as evaluated last. best: which network `best.safetensors` holds."""
+    """What a finished run was. metrics: by network, as evaluated last. best: which network `best.safetensors` holds.
+    stages: the trainings of a run of several, in order, in whose steps and seconds all of them are counted.
+    """
 
     folder: Path
     steps: int
     seconds: float
     metrics: dict[str, dict[str, float]]
     best: Mapping[str, Any] | None
+    stages: tuple[TrainSummary, ...] = ()
+
+    @classmethod
+    def of_stages(cls, folder: Path, stages: Sequence[TrainSummary]) -> TrainSummary:
+        """A run of several trainings: the last one's result for the work of all."""
+        steps, seconds = sum(each.steps for each in stages), sum(each.seconds for each in stages)
+        return dataclasses.replace(stages[-1], folder=folder, steps=steps, seconds=seconds, stages=tuple(stages))
+
+    def until(self, stage: str) -> TrainSummary:
+        """What the run was when the training in the folder `N-stage` was finished."""
+        names = [each.folder.name.partition("-")[2] for each in self.stages]
+        return self.of_stages(self.folder, self.stages[: names.index(stage) + 1])
 
     def to_json(self) -> dict[str, Any]:
         known = {who: {k: v for k, v in found.items() if v == v} for who, found in self.metrics.items()}

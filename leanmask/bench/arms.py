@@ -31,12 +31,15 @@ PRESET: dict[str, Any] = {
 @dataclass(frozen=True)
 class Arm:
     """One row: settings on top of the preset, which network is reported, and on what split it trains (None = the
-    protocol's).
+    protocol's). run_of, stage: the arm whose run, of several trainings, has this one's as its first ones, and the last
+    of them; it is that arm's settings that are trained, once for both.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     who: str = "teacher"
     protocol: str | None = None
+    run_of: str | None = None
+    stage: str | None = None
 
 
 def _maskbooster(**settings: Any) -> dict[str, Any]:
@@ -79,12 +82,13 @@ SEMI: dict[str, Arm] = {
 }
 
 # weak-semi-P. Every training of an arm has the preset's steps (the refiner's too; `online` half of them more), so a
-# student has as many as `baseline` and `full`, after a teacher with as many.
+# student has as many as `baseline` and `full`, after a teacher with as many. `online` goes on where `pointwssis` ends.
+_ONLINE = {"method": {"name": "pointwssis", "online": True}}
 WEAK_SEMI: dict[str, Arm] = {
     "baseline": Arm({"method": {"name": "supervised"}, "data": {"train_split": "strong"}}),
     "rough": Arm({"method": {"name": "pointwssis", "refine": False}}),
-    "pointwssis": Arm({"method": {"name": "pointwssis"}}),
-    "online": Arm({"method": {"name": "pointwssis", "online": True}}),
+    "pointwssis": Arm(_ONLINE, run_of="online", stage="student"),
+    "online": Arm(_ONLINE),
     "full": SPARSE["full"],
 }
 

@@ -139,7 +139,8 @@ def add_row(path: Path, row: Row) -> None:
 def _task(protocol: str, name: str, arm: Arm, seed: int, options: BenchOptions) -> Task:
     own = arm.protocol or protocol
     data = options.data.name if options.data else "digits"
-    key = "-".join([data, *unusual(options), own, name, f"seed{seed}", *map(as_name, options.overrides)])
+    run = arm.run_of or name
+    key = "-".join([data, *unusual(options), own, run, f"seed{seed}", *map(as_name, options.overrides)])
     return Task(own, name, arm, seed, options, options.work / "runs" / key)
 
 
@@ -256,13 +257,17 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         settings, {"train": {"seed": task.seed, "threads": threads}, "data": {"val_split": task.options.split}}
     )
     settings = merge(settings, {"evaluation": {"who": [task.arm.who]}})
-    if (task.run / "config.yaml").is_file():
-        summary = resume(task.run, on_progress=on_progress)
-    else:
-        data = prepare_data(task)
-        told = _of_split(task.options.overrides)
-        overrides = [override for override in task.options.overrides if override not in told]
-        summary = train(data, task.run, settings=settings, overrides=overrides, on_progress=on_progress)
+    task.run.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(task.run.with_name(f".{task.run.name}.lock")):  # two rows may share a run
+        if (task.run / "config.yaml").is_file():
+            summary = resume(task.run, on_progress=on_progress)
+        else:
+            data = prepare_data(task)
+            told = _of_split(task.options.overrides)
+            overrides = [override for override in task.options.overrides if override not in told]
+            summary = train(data, task.run, settings=settings, overrides=overrides, on_progress=on_progress)
+    if task.arm.stage is not None:
+        summary = summary.until(task.arm.stage)
     return {
         "protocol": task.protocol,
         "arm": task.name,
