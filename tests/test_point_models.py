@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import json
 from pathlib import Path
 
@@ -192,6 +193,39 @@ def test_encodings(encoding: str) -> None:
     model = tiny("implicit_pointrend", encoding=encoding).train()
     losses, _ = model(torch.rand(1, 3, 64, 64), [target_of([[8, 10, 40, 50]])])
     assert torch.isfinite(losses["loss_mask"])
+
+
+def test_published_point_networks_start_at_almost_nothing_and_tiny_ones_as_one_network() -> None:
+    with torch.device("meta"):
+        published = ImplicitPointRendConfig(backbone="resnet50").preset()
+    assert (published.shared_start, published.parameter_scale, published.parameter_std) == (False, 1.0, 0.001)
+    finest, boxes = torch.rand(1, 64, 32, 32), torch.tensor([[4.0, 4.0, 60.0, 70.0], [50.0, 40.0, 90.0, 120.0]])
+    zeros = torch.zeros(2, dtype=torch.int64)
+    heads = tiny("implicit_pointrend").roi_heads
+    one, other = heads.knowledge(finest, boxes, zeros).detach()
+    assert not torch.equal(one, other)
+    own, shared = (one - other).std(), one.std()
+    assert own < 0.2 * shared
+    first, second = heads.network.shapes[:2]
+    for (inputs, outputs), start in ((first, 0), (second, math.prod(first))):
+        weights = one[start : start + inputs * outputs]
+        assert weights.std() == pytest.approx(math.sqrt(2 / inputs), rel=0.1)  # He's
+    almost_nothing = tiny("implicit_pointrend", shared_start=False).roi_heads.knowledge(finest, boxes, zeros)
+    assert almost_nothing.std() < 0.3 * shared
+
+
+def test_a_scale_changes_the_pace_alone() -> None:
+    """The same parameters at the start; a step of the last layer changes them by so much less."""
+    finest, boxes, zero = torch.rand(1, 64, 32, 32), torch.tensor([[4.0, 4.0, 60.0, 70.0]]), torch.zeros(1).long()
+    starts, moves = [], []
+    for scale in (1.0, 0.1):
+        heads = tiny("implicit_pointrend", parameter_scale=scale).roi_heads
+        starts.append(heads.knowledge(finest, boxes, zero).detach())
+        with torch.no_grad():
+            heads.parameter_head.last.weight += 0.01
+        moves.append(heads.knowledge(finest, boxes, zero).detach() - starts[-1])
+    torch.testing.assert_close(starts[0], starts[1])
+    torch.testing.assert_close(0.1 * moves[0], moves[1], rtol=1e-3, atol=1e-5)
 
 
 def test_parameter_penalty_is_the_mean_square() -> None:

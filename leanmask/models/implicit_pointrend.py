@@ -26,6 +26,7 @@ from leanmask.models.points import uniform_points
 from leanmask.models.two_stage import TwoStage
 from leanmask.records import Proposals, Target
 
+LAST_LAYER_STD = 0.001
 Encoding = Literal["fourier", "coordinates", "none"]
 
 
@@ -35,6 +36,8 @@ class ImplicitPreset(PointPreset):
 
     encoding_channels: int = 256
     parameter_std: float = 0.001
+    parameter_scale: float = 1.0
+    shared_start: bool = False
 
 
 class ImplicitPointRendConfig(PointHeadConfig):
@@ -44,7 +47,11 @@ class ImplicitPointRendConfig(PointHeadConfig):
 
     PUBLISHED: ClassVar[ImplicitPreset] = ImplicitPreset()
     TINY: ClassVar[ImplicitPreset] = ImplicitPreset(
-        **{**vars(TINY_POINTS), "point_channels": 32}, encoding_channels=32, parameter_std=0.003
+        **{**vars(TINY_POINTS), "point_channels": 32},
+        encoding_channels=32,
+        parameter_std=0.003,
+        parameter_scale=0.1,
+        shared_start=True,
     )
 
     name: Literal["implicit_pointrend"] = "implicit_pointrend"
@@ -59,6 +66,16 @@ class ImplicitPointRendConfig(PointHeadConfig):
     parameter_std: float | None = Field(
         None, gt=0, description="of the parameter head's last layer at the start; null = 0.001, tiny 0.003"
     )
+    parameter_scale: float | None = Field(
+        None,
+        gt=0,
+        description="the parameter head learns as if at this share of the learning rate; null = 1, tiny 0.1",
+    )
+    shared_start: bool | None = Field(
+        None,
+        description="the point networks of all boxes start as one random network, which the parameter head learns to "
+        "change for each; false: they start at almost 0, as published; null = false, tiny true",
+    )
 
 
 class PointNetwork:
@@ -69,6 +86,12 @@ class PointNetwork:
         self.shapes = list(pairwise(sizes))
         self.parts = [*(i * o for i, o in self.shapes), *(o for _, o in self.shapes)]
         self.parameter_count = sum(self.parts)
+
+    def random_parameters(self) -> Tensor:
+        """(parameter_count,) of a network that is ready to learn: He's, nearly 0 in the last layer; no biases."""
+        stds = [math.sqrt(2 / inputs) for inputs, _ in self.shapes[:-1]] + [LAST_LAYER_STD]
+        weights = [torch.randn(i * o) * std for (i, o), std in zip(self.shapes, stds, strict=True)]
+        return torch.cat([*weights, torch.zeros(sum(o for _, o in self.shapes))])
 
     def __call__(self, parameters: Tensor, inputs: Tensor) -> Tensor:
         """(K, P, outputs) from parameters (K, parameter_count) and inputs (K, P, features)."""
@@ -114,14 +137,21 @@ class ImplicitHeads(PointHeads):
         hidden = [preset.point_channels] * config.point_layers
         self.network = PointNetwork([encoded + seen, *hidden, self.classes])
         self.parameter_head = CoarseHead(preset.fpn_channels, preset, self.network.parameter_count)
-        nn.init.normal_(self.parameter_head.last.weight, std=preset.parameter_std)
+        # Adam moves every weight of the last layer by the learning rate, however many inputs add up to a parameter: at
+        # the rate that suits the rest of `tiny` the point networks fly apart and the trunk with them. Multiplied by a
+        # scale, and divided by it at the start, the same outputs move so much slower.
+        self.scale, last = preset.parameter_scale, self.parameter_head.last
+        nn.init.normal_(last.weight, std=preset.parameter_std / self.scale)
+        if preset.shared_start:
+            # Through four layers of parameters that are all nearly 0 almost nothing is learned for hundreds of steps.
+            last.bias.data.copy_(self.network.random_parameters() / self.scale)
         self.encoding = FourierFeatures(preset.encoding_channels) if config.encoding == "fourier" else nn.Identity()
 
     def fresh(self) -> tuple[str, ...]:
         return "parameter_head.", "encoding."
 
     def knowledge(self, finest: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        parameters: Tensor = self.parameter_head(finest, boxes, image_index)
+        parameters: Tensor = self.scale * self.parameter_head(finest, boxes, image_index)
         return parameters
 
     def logits_at(self, known: Tensor, features: Tensor, coords: Tensor) -> Tensor:
