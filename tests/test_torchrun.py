@@ -48,3 +48,20 @@ def test_two_processes_share_the_stages(digits: Path, tmp_path: Path) -> None:
     quality = json.loads((tmp_path / "run" / "2-pseudo" / "quality.json").read_text())
     assert quality["count"] == len(labelled["annotations"])
     assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_two_processes_share_pointwssis(digits: Path, tmp_path: Path) -> None:
+    """Every weak point has one mask, rough and refined, whoever made it; teacher, refiner, student and online teach."""
+    split(digits, tmp_path / "weak", "weak-semi-40")
+    sizes = ("tower_channels=16", "tower_convs=1", "kernel_channels=16", "mask_channels=16", "fpn_channels=32")
+    settings = [*SETTINGS, "train.steps=1", *(f"model.{size}" for size in sizes), "method.refiner={size_px: 32}"]
+    arguments = ["--model", "solov2", "--method", "pointwssis", "method.online=true", *settings]
+    found = two_processes(str(tmp_path / "weak"), *arguments, "--out", str(tmp_path / "run"))
+    assert found["steps"] == 4
+    weak = json.loads((tmp_path / "weak" / "annotations" / "instances_train.json").read_text())
+    wanted = sorted(row["id"] for row in weak["annotations"])
+    for stage in ("5-pseudo", "6-refined"):
+        (path,) = (tmp_path / "run" / stage).glob("instances_train_sw*.json")
+        rows = json.loads(path.read_text())["annotations"]
+        assert sorted(row["id"] for row in rows) == wanted
+        assert all(row["segmentation"] for row in rows)
