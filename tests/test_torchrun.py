@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 
 SETTINGS = ["data.image_size=64", "data.workers=0", "train.batch_size=2", "train.threads=1"]
@@ -65,3 +66,26 @@ def test_two_processes_share_pointwssis(digits: Path, tmp_path: Path) -> None:
         rows = json.loads(path.read_text())["annotations"]
         assert sorted(row["id"] for row in rows) == wanted
         assert all(row["segmentation"] for row in rows)
+
+
+def test_two_processes_learn_from_unlabelled_images(digits: Path, tmp_path: Path) -> None:
+    """PL-DC: each process pseudo-labels images of its own, and both learn from all."""
+    split(digits, tmp_path / "semi", "semi-25")
+    # An untrained teacher believes in little: thresholds at which something is kept at all.
+    believing = ("class_quality=0.02", "mask_quality=0.4", "burn_in_fraction=0.25")
+    arguments = ["--method", "pldc", "train.steps=4", *SETTINGS, *(f"method.{setting}" for setting in believing)]
+    assert two_processes(str(tmp_path / "semi"), *arguments, "--out", str(tmp_path / "run"))["steps"] == 4
+    rows = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    assert any(row["losses"].get("loss_unlabelled_mask", 0) > 0 for row in rows if row["kind"] == "train")
+    assert any(row["kind"] == "pseudo" for row in rows)
+
+
+def test_two_processes_calibrate_one_teacher(tmp_path: Path) -> None:
+    """Better labels: one process holds images back and measures the teacher, both wait for it and learn from it."""
+    write_digits(tmp_path / "tail", DigitsSpec(train=20, tune=0, val=4, unlabelled=4, size_px=64, longtail=True))
+    trusting = ("method.class_quality=0", "method.mask_quality=0", "method.uniform_fraction=0")
+    arguments = ["--method", "better_labels", "train.steps=2", *trusting, *SETTINGS]
+    found = two_processes(str(tmp_path / "tail"), *arguments, "--out", str(tmp_path / "run"))
+    assert found["steps"] == 4
+    assert (tmp_path / "run" / "3-calibration" / "calibration.json").is_file()
+    assert (tmp_path / "run" / "best.safetensors").is_file()
