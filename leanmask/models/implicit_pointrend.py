@@ -69,7 +69,7 @@ class ImplicitPointRendConfig(PointHeadConfig):
     parameter_scale: float | None = Field(
         None,
         gt=0,
-        description="the parameter head learns as if at this share of the learning rate (with Adam); null = 1, tiny 0.03",
+        description="the parameter head learns as if at this share of the learning rate (Adam's); null = 1, tiny 0.03",
     )
     shared_start: bool | None = Field(
         None,
