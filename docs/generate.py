@@ -5,12 +5,15 @@ Run `python docs/generate.py`; a test keeps both pages up to date.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import statistics
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import matplotlib as mpl
+from matplotlib.figure import Figure
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -20,6 +23,7 @@ from leanmask.costs import LabelCosts
 from leanmask.labels.budget import SCHEMES, Counts, price
 from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
+from leanmask.reports.figures import MARKERS, PALETTE
 from leanmask.reports.layout import NOTHING, Table, spread
 from leanmask.reports.tables import benchmark_tables, render_markdown
 
@@ -61,15 +65,7 @@ def results() -> str:
 
 def which_labels() -> str:
     """docs/which-labels.md: what the labels of the embedded benchmark cost and what models they made."""
-    bounds = _rows(RESULTS / "full.json")
-    objects = json.loads((RESULTS / "budget.json").read_text(encoding="utf-8"))["census"]["objects"]["mask"]
-    hours = {scheme.name: price(scheme, Counts(objects, 0), LabelCosts()).hours for scheme in SCHEMES}
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for path in RESULTS.glob("*.json"):
-        for row in _rows(path) if path.stem in hours else ():
-            if not row["overrides"]:
-                found.setdefault((path.stem, row["model"], row["arm"]), []).append(row["metrics"]["AP"])
-    full = {model: statistics.fmean(found["full", model, "full"]) for model in {row["model"] for row in bounds}}
+    found, hours = _label_aps(), _label_hours()
     rows = [
         [
             protocol,
@@ -77,16 +73,71 @@ def which_labels() -> str:
             ARM_NAMES.get(arm, arm),
             f"{hours[protocol]:.1f}",
             spread(aps),
-            f"{100 * statistics.fmean(aps) / full[model]:.0f} %" if model in full else NOTHING,
+            f"{100 * statistics.fmean(aps) / statistics.fmean(found['full', model, 'full']):.0f} %"
+            if ("full", model, "full") in found
+            else NOTHING,
             str(len(aps)),
         ]
         for (protocol, model, arm), aps in sorted(found.items(), key=lambda item: (hours[item[0][0]], item[0]))
         if arm in ARM_NAMES
     ]
     headers = ("labels", "model", "trained with", "hours", "mask AP", "of its full", "seeds")
-    note = f"{objects:,} objects of the embedded benchmark's 1,000 training images, named by somebody already."
+    note = f"{_objects():,} objects of the embedded benchmark's 1,000 training images, named by somebody already."
     table = Table("What labels cost, and the models they made", headers, rows, text_columns=3, note=note)
     return f"{LABELS_INTRO.strip()}\n\n{render_markdown(table).strip()}\n{LABELS_ADVICE}"
+
+
+def labels_chart() -> str:
+    """docs/images/which-labels.svg: mask AP of Mask R-CNN over hours of labelling, a curve for each kind of label."""
+    found, hours = _label_aps(), _label_hours()
+    with mpl.rc_context({"svg.hashsalt": "leanmask", "svg.fonttype": "none", "font.size": 9.0}):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (label, kinds, arm) in enumerate(CURVES):
+            points = [
+                (hours[protocol], [100 * ap for ap in aps])
+                for (protocol, model, name), aps in found.items()
+                if model == "mask_rcnn-tiny" and name == arm and protocol.startswith(kinds)
+            ]
+            points = sorted(points) + ([(hours["full"], _full())] if arm == "baseline" else [])
+            x, y = [at for at, _ in points], [statistics.fmean(aps) for _, aps in points]
+            error = [statistics.stdev(aps) if len(aps) > 1 else 0.0 for _, aps in points]
+            axes.errorbar(
+                x, y, error, color=PALETTE[number], marker=MARKERS[number], label=label, capsize=2, markersize=5
+            )
+        axes.axhline(statistics.fmean(_full()), color="#888888", linewidth=0.8, linestyle=(0, (4, 2)))
+        axes.set_xscale("log")
+        axes.set_xticks(TICKS_HOURS, [str(hour) for hour in TICKS_HOURS])
+        axes.minorticks_off()
+        axes.set_xlabel("hours of labelling (published prices)")
+        axes.set_ylabel("mask AP on val")
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.legend(frameon=False, loc="lower right")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _label_aps() -> dict[tuple[str, str, str], list[float]]:
+    """Mask APs of all seeds by protocol, model and arm, of protocols that have a price and rows without overrides."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        for row in _rows(path) if path.stem in _label_hours() else ():
+            if not row["overrides"]:
+                found.setdefault((path.stem, row["model"], row["arm"]), []).append(row["metrics"]["AP"])
+    return found
+
+
+def _full() -> list[float]:
+    return [100 * ap for ap in _label_aps()["full", "mask_rcnn-tiny", "full"]]
+
+
+def _label_hours() -> dict[str, float]:
+    return {scheme.name: price(scheme, Counts(_objects(), 0), LabelCosts()).hours for scheme in SCHEMES}
+
+
+def _objects() -> int:
+    return int(json.loads((RESULTS / "budget.json").read_text(encoding="utf-8"))["census"]["objects"]["mask"])
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -158,12 +209,22 @@ ARM_NAMES = {
     "pldc": "PL-DC",
 }
 
+# Curves of the chart: what they are called, the protocols' kinds and the arm.
+CURVES = (
+    ("masks for some of the boxes", "sparse-", "baseline"),
+    ("the same with MaskBooster", "sparse-", "maskbooster"),
+    ("classified points in the boxes", "points-", "points"),
+)
+TICKS_HOURS = (8, 10, 15, 20, 30, 50, 90)
+
 LABELS_INTRO = """
 # Which labels to buy
 
 Generated by `python docs/generate.py` from the rows in `benchmarks/results/`, means over seeds, of which
 [results.md](results.md) has the tables, and the prices that [budget.md](budget.md) explains: 79.2 s a mask, 7 s a box,
 0.9 s a classified point, for objects that somebody has found and named already. `leanmask budget` prices your own data.
+
+![mask AP over hours of labelling, for masks, masks with MaskBooster, and classified points](images/which-labels.svg)
 """
 
 LABELS_ADVICE = """
@@ -202,7 +263,10 @@ def _default(field: FieldInfo) -> str:
 
 
 PAGES = {"configuration.md": page, "results.md": results, "which-labels.md": which_labels}
+CHARTS = {"which-labels.svg": labels_chart}  # their bytes depend on matplotlib's version, so no test compares them
 
 if __name__ == "__main__":
     for name, write in PAGES.items():
         (HERE / name).write_text(write(), encoding="utf-8")
+    for name, write in CHARTS.items():
+        (HERE / "images" / name).write_text(write(), encoding="utf-8")
