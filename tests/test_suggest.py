@@ -224,10 +224,12 @@ def test_the_benchmark_spends_equal_seconds(digits: Path, tmp_path: Path) -> Non
     assert bought["random_masks"]["mask"] == 2
     assert all("AP" in row["metrics"] for row in table.rows)
     assert bench_suggest("suggest-200", options).rows == table.rows  # nothing is trained twice
-    runs = {folder.name for folder in (tmp_path / "work" / "runs").iterdir()}
+    runs = {path.name for path in (tmp_path / "work" / "runs").iterdir() if path.is_dir()}
     tuning = dataclasses.replace(options, split="tune", arms=("random_points",))
     assert [row["split"] for row in bench_suggest("suggest-200", tuning).rows] == ["tune"]
-    (other,) = {folder.name for folder in (tmp_path / "work" / "runs").iterdir()} - runs  # not the other split's run
+    (other,) = {
+        path.name for path in (tmp_path / "work" / "runs").iterdir() if path.is_dir()
+    } - runs  # not the other split's run
     assert "-tune-" in other
     with pytest.raises(ConfigError, match="did you mean 'suggest_run'"):
         bench_suggest("suggest-200", BenchOptions(arms=("sugest_run",)))

@@ -1,4 +1,4 @@
-"""How unsure a run is: about the class and the mask of objects with a box, and about what is on images without labels.
+"""How unsure a run is: about the masks of objects with a box, and about what is on images without labels.
 
 Student and teacher of the run's last checkpoint are compared where both are there.
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from leanmask.data.dataset import EvalDataset, ImageSource
 from leanmask.data.loader import evaluation_batches
@@ -23,10 +22,9 @@ from leanmask.inference import Loaded
 from leanmask.labels.boxes import boxes_without_mask
 from leanmask.labels.weigh import mask_uncertainty
 from leanmask.labels.worth import Doubt
-from leanmask.records import Instances, Views
+from leanmask.records import Views
 
 LEAST_SCORE = 0.3  # of a prediction that is taken for an expected object
-SAME_BOX_IOU = 0.5
 
 OnProgress = Callable[[int, int], None]
 
@@ -83,27 +81,14 @@ def _about_boxes(loaded: list[Loaded], views: Views, doubts: Doubts) -> None:
         grids.append(said.of_category().float().sigmoid())
     unsure = mask_uncertainty(grids[-1]).mean((1, 2)).tolist()
     apart = (1 - _iou(grids[0] > 0.5, grids[-1] > 0.5)).tolist() if len(grids) > 1 else [None] * len(unsure)
-    classes = _class_doubts(main, views, lacking)
     ids = [int(number) for instances in lacking for number in (instances.ids if instances.ids is not None else ())]
-    for number, category, mask, disagreement in zip(ids, classes, unsure, apart, strict=True):
-        doubts.objects[number] = Doubt(category, mask, disagreement)
+    for number, mask, disagreement in zip(ids, unsure, apart, strict=True):
+        doubts.objects[number] = Doubt(0.0, mask, disagreement)  # a person said the class
 
 
 def _iou(one: Tensor, other: Tensor) -> Tensor:
     common, united = (one & other).sum((1, 2)), (one | other).sum((1, 2))
     return torch.where(united > 0, common / united.clamp(min=1), 1.0)
-
-
-def _class_doubts(main: Loaded, views: Views, lacking: list[Instances]) -> Iterator[float]:
-    """1 minus the best score of a prediction of the object's class at its box; 1 where there is none."""
-    found = predict_views(main.model, views, main.device, main.config.train.precision)
-    for instances, predicted in zip(lacking, found, strict=True):
-        overlap = box_iou(instances.boxes.float(), predicted.boxes.float().to(instances.boxes.device))
-        same = instances.categories[:, None] == predicted.categories[None].to(instances.boxes.device)
-        assert predicted.scores is not None, "a prediction has scores"
-        scores = torch.where(same & (overlap >= SAME_BOX_IOU), predicted.scores[None].to(overlap), 0.0)
-        best = scores.amax(1) if scores.shape[1] else torch.zeros(len(instances))
-        yield from (1 - best).clamp(0, 1).tolist()
 
 
 def _about_images(main: Loaded, views: Views, doubts: Doubts) -> None:
