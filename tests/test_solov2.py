@@ -251,6 +251,7 @@ def test_dice_is_over_the_whole_mask_not_per_column() -> None:
         p, t = said[row].sigmoid(), wanted[row]
         expected = 1 - 2 * (p * t).sum() / ((p**2).sum() + 1e-3 + (t**2).sum() + 1e-3)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(dice_losses(said, wanted), dice_losses(said, wanted, torch.ones_like(wanted)))
 
 
 def test_pixels_of_weight_0_say_nothing() -> None:

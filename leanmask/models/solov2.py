@@ -312,7 +312,7 @@ class SOLOv2(Model):
     def mask_loss(self, predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
         """Dice loss with the model's own weight. See `Model.mask_loss`."""
         trust = torch.ones_like(masks) * (weights[:, None, None] if weights.dim() == 1 else 1)
-        cells = weights if weights.dim() == 3 else torch.ones_like(masks)
+        cells = weights if weights.dim() == 3 else None
         losses = dice_losses(predictions.of_category(), masks.float(), cells) * trust.flatten(1).mean(1)
         return self.config.dice_weight * global_mean(losses.sum(), len(predictions))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.linalg import vecdot
 from torchvision.ops import sigmoid_focal_loss
 
 from leanmask.distributed import global_count, global_mean
@@ -78,7 +79,9 @@ def soft_classes(target: Target, num_classes: int) -> Tensor:
 def dice_loss(positives: Positives, targets: Sequence[Target], canvas: tuple[int, int]) -> Tensor:
     """Dice loss of the pairs whose object has a mask, weighted, mean over these pairs of all processes."""
     masked = positives.of([has_mask(target) for target in targets])
-    masks, weights = torch.zeros_like(masked.logits), torch.ones_like(masked.logits)
+    masks, weights = torch.zeros_like(masked.logits), None
+    if any(target.pixel_weights is not None for target in targets):
+        weights = torch.ones_like(masked.logits)
     for image, target in enumerate(targets):
         rows = (masked.image_index == image).nonzero()[:, 0]
         if len(rows) == 0:
@@ -87,7 +90,7 @@ def dice_loss(positives: Positives, targets: Sequence[Target], canvas: tuple[int
         crops = target.instances.masks
         assert isinstance(crops, Crops), "targets carry their masks as crops"
         masks[rows] = shrunk(crops, objects, canvas, masked.logits)[own]
-        if target.pixel_weights is not None:
+        if weights is not None and target.pixel_weights is not None:
             doubt = Crops(1 - target.pixel_weights.data.float(), target.pixel_weights.regions)
             weights[rows] = 1 - shrunk(doubt, objects, canvas, masked.logits)[own]
     trust = of_object([target.instances.weights for target in targets], masked.image_index, masked.object_index)
@@ -95,11 +98,14 @@ def dice_loss(positives: Positives, targets: Sequence[Target], canvas: tuple[int
     return global_mean((losses * trust).sum(), len(masked))
 
 
-def dice_losses(logits: Tensor, masks: Tensor, weights: Tensor) -> Tensor:
-    """(K,) 1 - 2 sum(w p t) / (sum(w p^2) + sum(w t^2)) over each mask's own cells; all (K, h, w)."""
-    said, wanted, weights = (each.flatten(1).float() for each in (logits.sigmoid(), masks, weights))
-    common = (weights * said * wanted).sum(1)
-    sizes = (weights * said**2).sum(1) + (weights * wanted**2).sum(1)
+def dice_losses(logits: Tensor, masks: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(K,) 1 - 2 sum(w p t) / (sum(w p^2) + sum(w t^2)) over each mask's own cells; all (K, h, w). None: w is 1."""
+    said, wanted = logits.flatten(1).float().sigmoid(), masks.flatten(1).float()
+    if weights is None:
+        common, sizes = vecdot(said, wanted), vecdot(said, said) + vecdot(wanted, wanted)
+    else:
+        own = weights.flatten(1).float()
+        common, sizes = vecdot(own * said, wanted), vecdot(own * said, said) + vecdot(own * wanted, wanted)
     return 1 - 2 * common / (sizes + 2 * DICE_EPSILON)
 
 
