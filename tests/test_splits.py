@@ -23,6 +23,7 @@ from leanmask.data.withholding.clicks import (
     boundary_distances,
     labels_at,
     mass_centre,
+    random_beside,
     random_inside,
     random_pixels,
     rle_of,
@@ -482,6 +483,37 @@ def test_unknown_protocols_are_answered_with_the_list(name: str, message: str) -
         parse_protocol(name)
 
 
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_exactly_the_share_of_single_points_misses_its_object(digits: Path, tmp_path: Path, share: float) -> None:
+    split(digits, tmp_path / "clean", "weak-semi-10")
+    summary = split(digits, tmp_path / "missed", "weak-semi-10", options=SplitOptions(point_displaced=share))
+    clean, missed, source = rows(tmp_path / "clean"), rows(tmp_path / "missed"), rows(digits)
+    moved = [number for number, row in missed.items() if row != clean[number]]
+    points = sum("point" in row for row in clean.values())
+    assert len(moved) == summary.noisy_points == math.floor(share * points + 0.5)
+    assert f"({len(moved)} wrong)" in summary.to_text()
+    for number in moved:
+        assert {**missed[number], "point": 0} == {**clean[number], "point": 0}
+        mask, (x, y) = decode(source[number]), missed[number]["point"]
+        assert mask[int(y), int(x)] == 0
+        left, top, width, height = source[number]["bbox"]
+        margin = max(0.1 * min(width, height), 1)
+        assert left - margin <= x <= left + width + margin
+        assert top - margin <= y <= top + height + margin
+    with pytest.raises(ConfigError, match="point_displaced is for weak-semi-P"):
+        split(digits, tmp_path / "no", "points-4", options=SplitOptions(point_displaced=0.5))
+
+
+def test_nothing_is_beside_an_object_that_fills_the_image() -> None:
+    everything = np.ones((4, 6), dtype=np.uint8, order="F")
+    assert random_beside(coco_mask.encode(everything), 0, 1) is None
+    assert random_beside(coco_mask.encode(0 * everything), 0, 1) is None
+    everything[1, 2] = 0
+    found = random_beside(coco_mask.encode(everything), 0, 1)
+    assert found is not None
+    assert found.tolist() == [2.5, 1.5]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "amount"),
     [("sparse-0.4", "sparse", 0.4), ("weak-semi-5", "weak-semi", 5), ("points-10", "points", 10), ("full", "full", 0)],
@@ -497,6 +529,7 @@ def test_protocol_names_are_read(name: str, kind: str, amount: float) -> None:
         {"point_noise": math.nan},
         {"noise_where": "edge"},
         {"point_at": "corner"},
+        {"point_displaced": -0.1},
         {"mix": {"masks": 1}},
         {"mix": {"mask": -1}},
         {"mix": {}},

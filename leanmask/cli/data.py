@@ -114,6 +114,10 @@ def split(
         float, typer.Option(min=0, max=1, help="points-N: share of the points drawn near the mask's boundary.")
     ] = 0.0,
     point_at: Annotated[str, typer.Option(help="weak-semi-P: the point is the 'centre' or 'random'.")] = "centre",
+    displaced: Annotated[
+        float,
+        typer.Option(parser=_share, metavar="SHARE", help="weak-semi-P: share of points that miss their object."),
+    ] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Make a partly labelled data set from a fully labelled one; what is taken away is kept apart to measure by."""
@@ -122,6 +126,7 @@ def split(
         noise_where=noise_where,  # type: ignore[arg-type]
         point_bias=bias,
         point_at=point_at,  # type: ignore[arg-type]
+        point_displaced=displaced,
     )
     summary = split_data(data, out, _protocol(protocol, points), seed=seed, options=options)
     say(as_json, summary.to_json(), summary.to_text())

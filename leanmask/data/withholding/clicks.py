@@ -144,6 +144,24 @@ def random_inside(rle: Rle, seed: int, annotation_id: int) -> FloatArray | None:
     return pixels[rng.integers(len(pixels))] + 0.5
 
 
+def random_beside(rle: Rle, seed: int, annotation_id: int) -> FloatArray | None:
+    """(2,) continuous xy of the centre of a random pixel that is not of the mask but in its box, grown by
+    `NEAR_BOUNDARY` of its shorter side, and at least 1 px, on every side: a click that missed. None when there is none,
+    or no mask.
+    """
+    x, y, width, height = (int(number) for number in coco_mask.toBbox(rle))
+    if not width:
+        return None
+    margin = max(math.floor(NEAR_BOUNDARY * min(width, height)), 1)
+    low = np.maximum([x - margin, y - margin], 0)
+    high = np.minimum([x + width + margin, y + height + margin], [rle["size"][1], rle["size"][0]])
+    rows, columns = np.nonzero(rle_crop(rle, (int(low[0]), int(low[1]), *(high - low).tolist())) == 0)
+    if not len(rows):
+        return None
+    choice = np.random.default_rng(stable_number(seed, "beside", annotation_id)).integers(len(rows))
+    return np.array([columns[choice], rows[choice]]) + low + 0.5
+
+
 def _mask_pixels(rle: Rle) -> IntArray:
     edges = np.cumsum(decode_counts(rle["counts"]))
     starts, ends = edges[0::2], edges[1::2]

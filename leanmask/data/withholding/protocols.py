@@ -53,22 +53,24 @@ class SplitOptions:
     than 10 % of the box's shorter side, and at least 1 px, from a pixel on the other side of the boundary. 0 is
     PointSup's published scheme; Pointly-Supervised (appendix C) measures "mild" and "heavy" bias without defining them.
     point_at: the point of weak-semi-P and of kind "point" is the mask's mass centre ("centre", as published) or a
-    random pixel inside ("random"). mask_classes: classes that have masks in `partial`, or ("voc",) or ("nonvoc",) for
-    COCO; empty = the first half by category id. mix: for mixed-T, how the seconds are shared among the kinds "mask",
-    "points" (box and points), "box" and "point"; mix_points: points per object of kind "points". Raises ConfigError for
-    values that cannot be.
+    random pixel inside ("random"). point_displaced: share (0-1) of the weak objects of weak-semi-P whose point lies
+    beside them, on a random pixel around the mask. mask_classes: classes that have masks in `partial`, or ("voc",) or
+    ("nonvoc",) for COCO; empty = the first half by category id. mix: for mixed-T, how the seconds are shared among the
+    kinds "mask", "points" (box and points), "box" and "point"; mix_points: points per object of kind "points". Raises
+    ConfigError for values that cannot be.
     """
 
     point_noise: float = 0.0
     noise_where: Literal["random", "boundary"] = "random"
     point_bias: float = 0.0
     point_at: Literal["centre", "random"] = "centre"
+    point_displaced: float = 0.0
     mask_classes: tuple[str, ...] = ()
     mix: Mapping[str, float] = field(default_factory=_even_mix)
     mix_points: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("point_noise", "point_bias"):
+        for name in ("point_noise", "point_bias", "point_displaced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
         for name, allowed in (("noise_where", ("random", "boundary")), ("point_at", ("centre", "random"))):

@@ -14,10 +14,9 @@ import numpy as np
 
 from leanmask.costs import LabelCosts
 from leanmask.data.annotation import Row, box_of, segmentation_of
-from leanmask.data.withholding.chance import count_of, shuffled, stable_number
+from leanmask.data.withholding.chance import count_of, shuffled
 from leanmask.data.withholding.clicks import (
     biased_pixels,
-    boundary_distances,
     labels_at,
     mass_centre,
     pixels_near_boundary,
@@ -25,7 +24,8 @@ from leanmask.data.withholding.clicks import (
     random_pixels,
     rle_of,
 )
-from leanmask.data.withholding.protocols import VOC_CLASSES, Parts, Source
+from leanmask.data.withholding.mistakes import with_displaced_points, with_wrong_labels
+from leanmask.data.withholding.protocols import FORMS, VOC_CLASSES, Parts, Source
 from leanmask.errors import ConfigError, DataError, suggest
 from leanmask.geometry import xyxy_to_xywh
 
@@ -43,9 +43,9 @@ def withhold(source: Source) -> Parts:
     that the protocol starts from is missing, and ConfigError for options that the protocol does not have.
     """
     options, kind = source.options, source.protocol.kind
-    for name in ("point_noise", "point_bias"):
-        if getattr(options, name) and kind != "points":
-            raise ConfigError(f"{name} is for points-N; protocol '{source.protocol.name}' has no use for it")
+    for name, form in (("point_noise", "points"), ("point_bias", "points"), ("point_displaced", "weak-semi")):
+        if getattr(options, name) and kind != form:
+            raise ConfigError(f"{name} is for {FORMS[form]}; protocol '{source.protocol.name}' has no use for it")
     if options.mask_classes and kind != "partial":
         raise ConfigError(f"mask_classes is for partial; protocol '{source.protocol.name}' does not choose by class")
     if kind != "boxes":
@@ -189,35 +189,8 @@ def _points(source: Source) -> Parts:
         for row in source.annotations.get(image["id"], ()):
             crowd = row.get("iscrowd")
             rows.append(_box_row(source, row) if crowd else _points_row(source, image, row, count))
-    wrong = _wrong_points(source, rows)
-    for position, number in wrong:
-        labels = list(rows[position]["point_labels"])
-        labels[number] = 1 - labels[number]
-        rows[position] = {**rows[position], "point_labels": labels}
-    return Parts(source.images, tuple(rows), noisy_points=len(wrong))
-
-
-def _wrong_points(source: Source, rows: list[Row]) -> list[tuple[int, int]]:
-    """(row, point) of the labels to turn over: exactly the wanted share of all points."""
-    options = source.options
-    points = [(i, k) for i, row in enumerate(rows) for k in range(len(row.get("point_coords", ())))]
-    count = count_of(options.point_noise, len(points))
-    if not count:
-        return []
-    luck = {(i, k): stable_number(source.seed, "noise", rows[i]["id"], k) for i, k in points}
-    if options.noise_where == "random":
-        return sorted(points, key=luck.__getitem__)[:count]
-    distances = _distances(source, rows)
-    return sorted(points, key=lambda point: (distances[point[0]][point[1]], luck[point]))[:count]
-
-
-def _distances(source: Source, rows: list[Row]) -> dict[int, list[float]]:
-    masks = {row["id"]: rle_of(row, source.size(image)) for image, row in source.objects()}
-    return {
-        i: boundary_distances(masks[row["id"]], np.asarray(row["point_coords"])).tolist()
-        for i, row in enumerate(rows)
-        if row.get("point_coords")
-    }
+    rows, wrong = with_wrong_labels(source, rows)
+    return Parts(source.images, tuple(rows), noisy_points=wrong)
 
 
 def _first_images(source: Source) -> list[Any]:
@@ -234,7 +207,9 @@ def _semi(source: Source) -> Parts:
 def _weak_semi(source: Source) -> Parts:
     strong = frozenset(_first_images(source))
     kinds = {image["id"]: "mask" if image["id"] in strong else "point" for image in source.images}
-    return Parts(*_by_image(source, kinds), strong_ids=strong)
+    images, kept = _by_image(source, kinds)
+    rows, displaced = with_displaced_points(source, list(kept))
+    return Parts(images, tuple(rows), strong_ids=strong, noisy_points=displaced)
 
 
 def _mixed(source: Source) -> Parts:
