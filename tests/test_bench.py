@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from run_helpers import Outcome
 
 from leanmask.bench import demo as demo_module
 from leanmask.bench import table as table_module
@@ -50,6 +52,20 @@ def test_rows_are_trained_once_and_kept(options: BenchOptions, monkeypatch: pyte
 
     monkeypatch.setattr(table_module, "run_task", never)
     assert bench("sparse-20", options).rows == table.rows
+
+
+def test_several_protocols_at_once_share_their_upper_bound(
+    leanmask: Callable[..., Outcome], options: BenchOptions
+) -> None:
+    folders = ("--work", options.work, "--results", options.results)
+    common = ("--data", options.data, "--arms", "full", *folders, *SHORT)
+    outcome = leanmask("bench", "sparse-20", "points-4", *common, "--json")
+    assert outcome.code == 0
+    (row,) = json.loads(outcome.out)
+    assert (row["protocol"], row["overrides"]) == ("full", list(SHORT))
+    shown = leanmask("bench", "sparse-20", "points-4", *common).out
+    assert shown.count("deviation over seeds") == 2  # a table for each, nothing trained again
+    assert len(list((options.work / "runs").glob("*-full-*/journal.jsonl"))) == 1
 
 
 def test_arms_with_few_masks_paste_copies() -> None:

@@ -199,6 +199,8 @@ def test_published_point_networks_start_at_almost_nothing_and_tiny_ones_as_one_n
     with torch.device("meta"):
         published = ImplicitPointRendConfig(backbone="resnet50").preset()
     assert (published.shared_start, published.parameter_scale, published.parameter_std) == (False, 1.0, 0.001)
+    small = ImplicitPointRendConfig(backbone="tiny").preset()
+    assert (small.shared_start, small.parameter_scale, small.parameter_std) == (True, 0.03, 0.003)
     finest, boxes = torch.rand(1, 64, 32, 32), torch.tensor([[4.0, 4.0, 60.0, 70.0], [50.0, 40.0, 90.0, 120.0]])
     zeros = torch.zeros(2, dtype=torch.int64)
     heads = tiny("implicit_pointrend").roi_heads

@@ -12,7 +12,7 @@ import dataclasses
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,7 @@ def bench_suggest(
     """
     seconds = seconds_of(protocol)
     assert seconds is not None, "the caller looked at the protocol"
-    for name in options.arms or ():
-        if name not in ARMS:
-            raise ConfigError(f"unknown arm '{name}' of {protocol}{nearest(name, ARMS)}")
+    require_suggest_arms(protocol, options.arms)
     options = dataclasses.replace(options, model=options.model or USUAL_MODEL)
     path = results_path(protocol, options)
     wanted = [(name, seed) for seed in range(options.seeds) for name in options.arms or ARMS]
@@ -97,6 +95,13 @@ def bench_suggest(
         add_row(path, _row(protocol, name, Trial(_start(seed, options), seconds, seed, options), tell))
     rows = [row for row in read_rows(path) if any(_is(row, name, seed, options) for name, seed in wanted)]
     return BenchTable(rows, benchmark_table(rows))
+
+
+def require_suggest_arms(protocol: str, names: Sequence[str] | None) -> None:
+    """Raise ConfigError for a name that is no arm."""
+    for name in names or ():
+        if name not in ARMS:
+            raise ConfigError(f"unknown arm '{name}' of {protocol}{nearest(name, ARMS)}")
 
 
 def _is(row: Row, name: str, seed: int, options: BenchOptions) -> bool:

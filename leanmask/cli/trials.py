@@ -11,20 +11,27 @@ import typer
 from leanmask.bench.annotate import bench_annotate
 from leanmask.bench.demo import demo as run_demo
 from leanmask.bench.speed import speed as measure_speed
-from leanmask.bench.suggest import bench_suggest, seconds_of
-from leanmask.bench.table import BenchOptions
+from leanmask.bench.suggest import bench_suggest, require_suggest_arms, seconds_of
+from leanmask.bench.table import BenchOptions, Row, chosen_arms
 from leanmask.bench.table import bench as run_bench
-from leanmask.cli.shared import Json, Overrides, app, say
+from leanmask.cli.shared import Json, app, say
 from leanmask.console import output, print_json, progress
 from leanmask.doctor import backbones as list_backbones
 from leanmask.doctor import doctor as examine
+from leanmask.errors import ConfigError
 from leanmask.reports.tables import render_rich
 
 
-@app.command(epilog="Examples: leanmask bench sparse-1 --seeds 3   |   leanmask bench speed")
+@app.command(epilog="Examples: leanmask bench sparse-1 points-10 --seeds 3   |   leanmask bench speed")
 def bench(
-    protocol: Annotated[str, typer.Argument(help="A protocol, e.g. sparse-1, suggest-3600, 'speed' or 'annotate'.")],
-    overrides: Overrides = None,
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROTOCOL... [KEY=VALUE...]",
+            help="Protocols, e.g. sparse-1 points-10 suggest-3600, 'speed' or 'annotate'; then settings of every row, "
+            "e.g. train.steps=500.",
+        ),
+    ],
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 .. N-1.")] = 1,
     arms: Annotated[str | None, typer.Option(help="Comma-separated rows; all when left out.")] = None,
     data: Annotated[Path | None, typer.Option(help="A fully labelled data set instead of digits.")] = None,
@@ -38,15 +45,13 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """A protocol's whole table; rows that are there already are skipped, so it can be built in pieces."""
-    if protocol == "speed":
-        rows = measure_speed(results)
-        say(as_json, rows, json.dumps(rows, indent=1))
-        return
-    if protocol == "annotate":
-        measured = bench_annotate(results)
+    protocols = [name for name in what if "=" not in name]
+    if protocols in (["speed"], ["annotate"]):
+        measured: object = measure_speed(results) if protocols == ["speed"] else bench_annotate(results)
         say(as_json, measured, json.dumps(measured, indent=1))
         return
     names = tuple(arms.split(",")) if arms else None
+    _require_tables(protocols, names)
     options = BenchOptions(
         seeds=seeds,
         arms=names,
@@ -55,16 +60,34 @@ def bench(
         work=work,
         results=results,
         jobs=jobs,
-        overrides=tuple(overrides or ()),
+        overrides=tuple(name for name in what if "=" in name),
         model=model,
     )
-    build = run_bench if seconds_of(protocol) is None else bench_suggest
-    with progress(f"bench {protocol}", as_json) as on_progress:
-        table = build(protocol, options, on_progress=on_progress)
+    rows: list[Row] = []
+    for protocol in protocols:
+        build = run_bench if seconds_of(protocol) is None else bench_suggest
+        with progress(f"bench {protocol}", as_json) as on_progress:
+            table = build(protocol, options, on_progress=on_progress)
+        rows += [row for row in table.rows if row not in rows]  # tables share their upper bound
+        if not as_json:
+            output.print(render_rich(table.table))
     if as_json:
-        print_json(table.rows)
-    else:
-        output.print(render_rich(table.table))
+        print_json(rows)
+
+
+def _require_tables(protocols: list[str], arms: tuple[str, ...] | None) -> None:
+    """Raise ConfigError or DataError unless each of the protocols has a table with these arms; better said before the
+    hours that the first of them takes.
+    """
+    if not protocols:
+        raise ConfigError("name a protocol before the settings, such as: leanmask bench sparse-1 train.steps=500")
+    for protocol in protocols:
+        if protocol in ("speed", "annotate"):
+            raise ConfigError(f"'{protocol}' is measured alone: leanmask bench {protocol}")
+        if seconds_of(protocol) is None:
+            chosen_arms(protocol, arms)
+        else:
+            require_suggest_arms(protocol, arms)
 
 
 @app.command(epilog="Example: leanmask demo demo --quick")

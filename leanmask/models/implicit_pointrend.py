@@ -50,7 +50,7 @@ class ImplicitPointRendConfig(PointHeadConfig):
         **{**vars(TINY_POINTS), "point_channels": 32},
         encoding_channels=32,
         parameter_std=0.003,
-        parameter_scale=0.1,
+        parameter_scale=0.03,
         shared_start=True,
     )
 
