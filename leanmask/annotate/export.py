@@ -20,6 +20,8 @@ from leanmask.data.withholding.clicks import innermost_pixel, rle_of
 from leanmask.errors import DataError
 
 LABELS = {"object": 1, "background": 0}
+OF_MASK = ("segmentation", "area", "score", "class_quality", "mask_quality", "provenance")  # of a pseudo-mask
+OF_PERSON = ("bbox", "point", "point_coords")  # what makes a pseudo-mask one of an object that a person labelled
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ def export_review(source: Source, answers: Sequence[Answer]) -> tuple[dict[str, 
 
     Accepted and re-classified ones count fully (weight 1). Rejected ones, and those of a wrong class that nobody
     corrected, get weight 0: training leaves the place alone, as object and as background. Where the mask cuts off, the
-    class and one point inside the mask are kept. What was not decided stays as it was.
+    class and one point inside the mask are kept. Of an object with classified points, which a person made, only the
+    mask goes in either case. What was not decided stays as it was.
     """
     decided = {answer.target: answer for answer in answers if answer.kind == "review" and answer.position >= 0}
     rows = [_reviewed(source, thing, decided.get(thing.id)) for thing in source.things]
@@ -170,6 +173,8 @@ def _reviewed(source: Source, thing: Thing, answer: Answer | None) -> Row:
     if answer.value == "wrong_class" and corrected is not None:
         before = {"category_id": row["category_id"]}
         return {**row, "category_id": corrected, "weight": 1.0, "review": {**review, "before": before}}
+    if row.get("point_coords") and answer.value in ("reject", "cuts_off"):
+        return {**{key: value for key, value in row.items() if key not in OF_MASK}, "review": review}
     point = _point_inside(source, thing) if answer.value == "cuts_off" else None
     if point is None:
         return {**row, "weight": 0.0, "review": review}
@@ -185,9 +190,15 @@ def _point_inside(source: Source, thing: Thing) -> list[float] | None:
     return None if found is None else (found + 0.5).tolist()
 
 
-def join(train: Mapping[str, Any], reviewed: Mapping[str, Any], folders: tuple[Path, Path]) -> dict[str, Any]:
-    """A training file with reviewed pseudo-labels added, under new ids where images are new. folders: of the images of
-    the two files. Raises DataError where they give a class different ids.
+def join(
+    train: Mapping[str, Any], reviewed: Mapping[str, Any], before: Mapping[Any, Row], folders: tuple[Path, Path]
+) -> dict[str, Any]:
+    """A training file with reviewed pseudo-labels: new objects are added, under new ids where images are new; an object
+    that the training file has, with its id and all that a person said of it, gets its pseudo-mask there, or stays as it
+    was where the mask was rejected or cuts off.
+
+    before: the pseudo-labels by id as they were reviewed. folders: of the images of the two files. Raises DataError
+    where they give a class different ids.
     """
     own, other = ({row["name"]: row["id"] for row in content["categories"]} for content in (train, reviewed))
     wrong = [name for name, number in other.items() if own.get(name) != number]
@@ -197,7 +208,6 @@ def join(train: Mapping[str, Any], reviewed: Mapping[str, Any], folders: tuple[P
     images, rows = list(train["images"]), list(train["annotations"])
     known = {os.path.realpath(place / row["file_name"]): row["id"] for row in images}
     free = max((row["id"] for row in images if isinstance(row["id"], int)), default=0)
-    number = max((row["id"] for row in rows), default=0)
     image_ids: dict[Any, Any] = {}
     for image in reviewed["images"]:
         path = os.path.realpath(there / image["file_name"])
@@ -206,11 +216,28 @@ def join(train: Mapping[str, Any], reviewed: Mapping[str, Any], folders: tuple[P
             known[path] = free
             images.append({**image, "id": free, "file_name": Path(os.path.relpath(path, place)).as_posix()})
         image_ids[image["id"]] = known[path]
-    added = (
-        {**row, "id": number + place_in, "image_id": image_ids[row["image_id"]]}
-        for place_in, row in enumerate(reviewed["annotations"], start=1)
-    )
-    return {**train, "images": images, "annotations": [*rows, *added]}
+    places = {row["id"]: position for position, row in enumerate(rows)}
+    number = max(places, default=0)
+    for row in reviewed["annotations"]:
+        found = {**row, "image_id": image_ids[row["image_id"]]}
+        position = places.get(row["id"])
+        if position is not None and _is_same(rows[position], before[row["id"]], found["image_id"]):
+            rows[position] = _decided(rows[position], found)
+            continue
+        number += 1
+        rows.append({**found, "id": number})
+    return {**train, "images": images, "annotations": rows}
+
+
+def _is_same(mine: Row, pseudo: Row, image_id: Any) -> bool:
+    """Whether a pseudo-label is of an object that the training file has."""
+    said = [key for key in OF_PERSON if mine.get(key)]
+    return mine["image_id"] == image_id and bool(said) and all(mine[key] == pseudo.get(key) for key in said)
+
+
+def _decided(mine: Row, reviewed: Row) -> Row:
+    refused = reviewed.get("review", {}).get("decision") in ("reject", "cuts_off")
+    return {**mine, "review": reviewed["review"]} if refused else reviewed
 
 
 def by_use(content: Mapping[str, Any], share: float, order: Sequence[int]) -> dict[str, dict[str, Any]]:

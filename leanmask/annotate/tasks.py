@@ -99,8 +99,11 @@ def _drawn(start: int, answer: Answer) -> Thing:
 def units_of(source: Source, job: Job, drawn: Sequence[Thing] = ()) -> list[Unit]:
     """What there is to do, in order: images at random, with their objects together; pseudo-labels by their doubt."""
     if job.kind == "review":
-        rows = sorted((certainty(thing.row), thing.id) for thing in source.things if not thing.row.get("iscrowd"))
-        return [Unit("review", number, 1) for _, number in rows]
+        things = [thing for thing in source.things if not thing.row.get("iscrowd")]
+        # A training file with pseudo-masks has people's masks too, which are not to be judged. In a file that tells
+        # nothing about where its labels are from, all may be a network's.
+        things = [thing for thing in things if is_predicted(thing.row)] or things
+        return [Unit("review", number, 1) for _, number in sorted((certainty(thing.row), thing.id) for thing in things)]
     if job.kind == "boxes":
         # What somebody has looked at, and found nothing on, needs no boxes.
         declared = [row.get("exhaustive") for row in source.content.get("images", ())] or [None] * len(source.pictures)
@@ -122,6 +125,11 @@ def point_unit(target: int, job: Job) -> Unit:
     """The unit of one object, labelled twice when chance, by seed and object, chooses it for the overlap."""
     chance = stable_number(job.seed, "overlap", target) / 2**64 if job.overlap else 1.0
     return Unit("points", target, job.asked, 2 if chance < job.overlap else 1)
+
+
+def is_predicted(row: Mapping[str, Any]) -> bool:
+    """Whether a row says that a network made it, by its provenance or by a score."""
+    return row.get("provenance", "human") != "human" or is_number(row.get("score"))
 
 
 def certainty(row: Mapping[str, Any]) -> float:

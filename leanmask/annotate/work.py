@@ -157,7 +157,8 @@ class Work:
             known = {row["id"]: row["name"] for row in content["categories"]}
             if not train.plain and known.items() <= train.categories.items():
                 whole, _ = export_labels(train, [], self.options.seed)
-                merged = join(whole, content, (train.images, images))
+                before = {thing.id: thing.row for thing in self.source.things}
+                merged = join(whole, content, before, (train.images, images))
                 files = {split: (self.folder / f"instances_{split}.json", merged, train.images)}
             else:
                 files = {split: (labels, content, images)}
