@@ -30,7 +30,7 @@ from leanmask.reports.tables import benchmark_tables, render_markdown
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
 PROTOCOL = re.compile(
-    r"(?P<data>.+?-)?(?P<protocol>full|(sparse|points|semi|weak-semi|mixed)-[\d.]+|boxes|longtail|partial)"
+    r"(?P<data>.+?-)?(?P<protocol>full|(sparse|points|semi|weak-semi|mixed|suggest)-[\d.]+|boxes|longtail|partial)"
 )
 
 INTRO = """# Configuration reference

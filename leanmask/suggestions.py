@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from leanmask.annotate.work import labelling_folder
 from leanmask.costs import LabelCosts
 from leanmask.data.appearance import looks
 from leanmask.data.coco import AnnotationStore, ImageRecord, ObjectRecord
@@ -21,7 +24,7 @@ from leanmask.errors import suggest as nearest
 from leanmask.inference import load
 from leanmask.labels.budget import seconds_of
 from leanmask.labels.worth import Candidate, Choice, Doubt, Shelf, Shopping, choose, share_of_mask
-from leanmask.pseudo.doubt import Doubts, measure_doubt, networks
+from leanmask.pseudo.doubt import Doubts, is_bare, measure_doubt, networks
 from leanmask.reports.layout import Table, count
 from leanmask.supervision import Supervision
 
@@ -34,9 +37,10 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class SuggestOptions:
-    """hours: of labelling. run: whose doubts count; None = rarity and diversity alone. points: per object. masks:
-    whether masks are for sale; the annotation page has none, another tool draws them. expected_objects: per image, for
-    images without labels where no run tells; None = the mean of the labelled images.
+    """hours: of labelling. run: whose doubts count; None = rarity and diversity alone. points: per object, those it has
+    included. masks: whether masks are for sale; the annotation page has none, another tool draws them.
+    expected_objects: per image, for images without labels where no run tells or sees anything; None = the mean of the
+    labelled images. Raises ConfigError for values that cannot be.
     """
 
     hours: float
@@ -47,6 +51,17 @@ class SuggestOptions:
     costs: LabelCosts = field(default_factory=LabelCosts)
     expected_objects: float | None = None
     exif: Exif = "error"
+
+    def __post_init__(self) -> None:
+        self.shopping()
+        if self.expected_objects is not None and not 0 < self.expected_objects < math.inf:
+            raise ConfigError(f"{self.expected_objects} objects expected on an image; allowed: above 0")
+        if self.exif not in get_args(Exif):
+            raise ConfigError(f"exif is '{self.exif}'; allowed: {', '.join(get_args(Exif))}")
+
+    def shopping(self) -> Shopping:
+        """What can be bought. Raises ConfigError for hours or points that cannot be."""
+        return Shopping(seconds_of(self.hours), self.points, self.masks, self.costs)
 
 
 @dataclass(frozen=True)
@@ -105,10 +120,9 @@ def suggest(
 ) -> Suggested:
     """Rank what is not labelled yet by expected gain per second, and write the queue file `out`.
 
-    Raises DataError when the data cannot be used, RunError for a run that is none, ConfigError for hours or points that
-    cannot be.
+    Raises DataError when the data cannot be used, RunError for a run that is none, ConfigError for a run of other
+    classes or data without classes.
     """
-    seconds = seconds_of(options.hours)
     if out is not None and Path(out).exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
     files = _files(data, options.split)
@@ -123,8 +137,7 @@ def suggest(
     doubts = _doubts(store, options, on_progress)
     records = [store[index] for index in range(len(store))]
     candidates, shelf = _candidates(records, doubts, options, on_progress)
-    shopping = Shopping(seconds, options.points, options.masks, options.costs)
-    chosen = choose([candidate for candidate, _ in candidates], shopping, shelf)
+    chosen = choose([candidate for candidate, _ in candidates], options.shopping(), shelf)
     where = {candidate.target: record for candidate, record in candidates}
     names = store.classes.names
     items = tuple(_suggestion(choice, where[choice.candidate.target], names, options) for choice in chosen)
@@ -132,6 +145,16 @@ def suggest(
     if out is not None:
         write_json(out, found.to_json())
     return found
+
+
+def free_queue(data: str | Path) -> Path:
+    """Where the next queue of a data set goes: queue.json, queue-2.json, ... beside the labels that it leads to."""
+    folder = labelling_folder(Path(data).expanduser())
+    return next(path for path in (folder / f"queue{_nth(n)}.json" for n in itertools.count(1)) if not path.exists())
+
+
+def _nth(number: int) -> str:
+    return "" if number == 1 else f"-{number}"
 
 
 def _files(data: str | Path, split: str) -> SplitFiles:
@@ -153,7 +176,7 @@ def _candidates(
     records: Sequence[ImageRecord], doubts: Doubts | None, options: SuggestOptions, on_progress: OnProgress | None
 ) -> tuple[list[tuple[Candidate, ImageRecord]], Shelf]:
     """What could be labelled, with its image, and what is labelled already."""
-    bare = [not record.objects and not record.exhaustive for record in records]
+    bare = [is_bare(record) for record in records]
     boxes = [_boxes(record, empty) for record, empty in zip(records, bare, strict=True)]
     groups = looks(records, boxes, options.exif, on_progress)
     expected = options.expected_objects or _mean_objects(records)
@@ -166,20 +189,21 @@ def _candidates(
                 found.append((Candidate(("image", record.id), "image", objects, look, 0.0, typical), record))
             continue
         for item, look, typical in zip(_boxed(record), own.group.tolist(), own.typical.tolist(), strict=True):
-            has = _worth(item)
-            labelled = Candidate(item.id, "object", ((item.category, Doubt()),), look, has)
-            shelf.add("box", labelled, 1.0)
-            if has > share_of_mask(0):
-                shelf.add("mask", labelled, has)
-            if has < 1 and look >= 0:
-                doubt = Doubt() if doubts is None else doubts.objects.get(item.id, Doubt())
-                about = ((item.category, doubt),)
-                found.append((Candidate(("object", item.id), "object", about, look, has, typical), record))
+            doubt = None if doubts is None else doubts.objects.get(item.id)
+            points = None if item.supervision == Supervision.MASK else len(item.point_labels)
+            about = ((item.category, doubt),)
+            candidate = Candidate(("object", item.id), "object", about, look, _worth(item), typical, points)
+            shelf.add("box", candidate, 1.0)
+            if candidate.has > share_of_mask(0):
+                shelf.add("mask", candidate, candidate.has)
+            if candidate.has < 1 and look >= 0:
+                found.append((candidate, record))
     return found, shelf
 
 
 def _boxed(record: ImageRecord) -> list[ObjectRecord]:
-    return [item for item in record.objects if np.isfinite(item.box_xyxy).all()]
+    """The objects with a box. Those of weight 0 are left out: somebody has rejected them."""
+    return [item for item in record.objects if np.isfinite(item.box_xyxy).all() and item.weight > 0]
 
 
 def _boxes(record: ImageRecord, empty: bool) -> np.ndarray:
@@ -200,10 +224,10 @@ def _mean_objects(records: Iterable[ImageRecord]) -> float:
     return sum(counts) / len(counts) if counts else float(GUESSED_OBJECTS)
 
 
-def _expected(record: ImageRecord, doubts: Doubts | None, mean: float) -> tuple[tuple[int | None, Doubt], ...]:
-    if doubts is None:
-        return ((None, Doubt()),) * max(round(mean), 1)
-    return tuple(doubts.expected.get(record.id, ())) or ((None, Doubt()),)
+def _expected(record: ImageRecord, doubts: Doubts | None, mean: float) -> tuple[tuple[int | None, Doubt | None], ...]:
+    """What a run sees on an image; where none is asked, or it sees nothing, so many objects as are usual."""
+    seen = doubts.expected.get(record.id) if doubts is not None else None
+    return tuple(seen) if seen else ((None, None),) * max(round(mean), 1)
 
 
 def _suggestion(choice: Choice, record: ImageRecord, names: Sequence[str], options: SuggestOptions) -> Suggestion:
@@ -214,21 +238,27 @@ def _suggestion(choice: Choice, record: ImageRecord, names: Sequence[str], optio
 
 
 def _sentence(choice: Choice, record: ImageRecord, names: Sequence[str], with_run: bool) -> str:
-    """Why a label was chosen: what it is for, how rare that is, how unsure the run is, and the price."""
+    """Why a label was chosen: what it is for, how rare and typical that is, how unsure the run is, and the price."""
     candidate, seconds = choice.candidate, f"{choice.seconds:.0f} s"
     rare = f"rarity {choice.rarity:.2f} (1 = nothing of its class and look is labelled)"
+    rare += f", typical {candidate.typical:.2f} (1 = the middle of the commonest look)"
     if candidate.kind == "image":
-        objects = candidate.objects
-        doubt = sum(each.total for _, each in objects) / len(objects)
-        about = f"; the run expects {len(objects)} objects there, in doubt by {doubt:.0%}" if with_run else ""
+        about = f"; {_seen(candidate)}" if with_run else ""
         return f"Boxes on image {record.id} ({record.path.name}), {seconds}: {rare}{about}."
-    category, doubt_of = candidate.objects[0]
+    category, doubt = candidate.objects[0]
     label = f"{choice.points} points on" if choice.kind == "points" else "A mask of"
     name = names[category] if category is not None else "object"
     about = ""
-    if with_run:
-        about = f"; the run doubts the masks of objects like it by {doubt_of.mask:.0%}"
-        if doubt_of.disagreement is not None:
-            about += f", student and teacher differ by {doubt_of.disagreement:.0%}"
+    if with_run and doubt is not None:
+        about = f"; the run doubts the masks of objects like it by {doubt.mask:.0%}"
+        if doubt.disagreement is not None:
+            about += f", student and teacher differ by {doubt.disagreement:.0%}"
     share = f"worth {choice.share:.0%} of a mask more"
     return f"{label} '{name}' {candidate.target[1]} in image {record.id}, {seconds}, {share}: {rare}{about}."  # type: ignore[index]
+
+
+def _seen(candidate: Candidate) -> str:
+    doubts = [doubt for _, doubt in candidate.objects if doubt is not None]
+    if not doubts:
+        return f"the run sees nothing there, {len(candidate.objects)} objects are usual"
+    return f"the run expects {len(doubts)} objects there, in doubt by {sum(d.total for d in doubts) / len(doubts):.0%}"

@@ -211,7 +211,9 @@ def test_decisions_of_a_review(tmp_path: Path) -> None:
     assert rows[1]["weight"] == 1.0
     assert rows[2]["weight"] == 0.0
     assert (rows[3]["category_id"], rows[3]["weight"]) == (4, 1.0)
-    assert rows[3]["review"]["before"] == {"category_id": 3}
+    assert rows[3]["review"]["before"] == {"provenance": "leanmask a", "category_id": 3}
+    assert rows[1]["provenance"] == rows[3]["provenance"] == "human"
+    assert rows[5]["provenance"] == "leanmask a"
     assert "segmentation" not in rows[4]
     assert "bbox" not in rows[4]
     assert 20 < rows[4]["point"][0] < 50

@@ -13,6 +13,7 @@ from leanmask.annotate.export import join
 from leanmask.annotate.tasks import is_predicted
 from leanmask.data.check import check
 from leanmask.data.splits import split
+from leanmask.data.withholding.clicks import random_pixels
 from leanmask.run import train
 
 DECISIONS = ("accept", "reject", "cuts_off", "wrong_class")
@@ -96,3 +97,28 @@ def test_equal_ids_alone_do_not_make_the_same_object() -> None:
     before = {1: theirs["annotations"][0]}
     whole = join(mine, theirs, before, (Path("images"), Path("images")))
     assert [(row["id"], row["bbox"]) for row in whole["annotations"]] == [(1, [0, 0, 2, 2]), (2, [5, 5, 2, 2])]
+
+
+def test_points_that_the_file_has_are_not_asked_again(pointed: tuple[Path, Path], tmp_path: Path) -> None:
+    """A queue that wants two more points asks for the next two that `split --points` would draw."""
+    data, _ = pointed
+    row = read(data / "annotations" / "instances_train.json")["annotations"][0]
+    item = {"kind": "points", "image_id": row["image_id"], "annotation_id": row["id"], "points": 2}
+    queue = tmp_path / "queue.json"
+    queue.write_text(json.dumps({"leanmask_queue": 1, "items": [item]}))
+    work = session(data, queue=queue)
+    desk, _ = work.desk()
+    (unit,) = desk.claim("anna", "tab", 1)
+    source = work.source
+    thing = source.things[source.thing_index[row["id"]]]
+    assert thing.box_xywh is not None
+    drawn = random_pixels(list(thing.box_xywh), source.size_of(thing.picture), 6, 0, row["id"]).tolist()
+    assert row["point_coords"] == drawn[:4]
+    assert unit["points"] == drawn[4:]
+    answers = [said(place, "points", row["id"], place, value) for place, value in enumerate(("object", "background"))]
+    (found,) = (each for each in export(work, answers)["annotations"] if each["id"] == row["id"])
+    assert found["point_coords"] == drawn
+    assert found["point_labels"] == [*row["point_labels"], 1, 0]
+    assert found["point_provenance"][:4] == [None] * 4  # as many as there are points
+    assert [about["annotator"] for about in found["point_provenance"][4:]] == ["anna", "anna"]
+    assert check(data / "labelling").ok

@@ -6,11 +6,14 @@ import dataclasses
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_helpers import Outcome
@@ -22,14 +25,16 @@ from leanmask.data.appearance import _grouped, looks
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.splits import split
 from leanmask.errors import ConfigError, DataError
+from leanmask.inference import load
 from leanmask.labels.worth import Candidate, Doubt, Shelf, Shopping, best_offer, choose, doubted_together, share_of_mask
+from leanmask.pseudo.doubt import networks
 from leanmask.suggestions import SuggestOptions, suggest
 from leanmask.summary import TrainSummary
 
 BOX = share_of_mask(0)
 
 
-def thing(number: int, category: int = 0, look: int = 0, doubt: Doubt = Doubt()) -> Candidate:
+def thing(number: int, category: int = 0, look: int = 0, doubt: Doubt | None = Doubt()) -> Candidate:
     return Candidate(number, "object", ((category, doubt),), look, BOX)
 
 
@@ -112,10 +117,47 @@ def test_of_equal_doubt_the_typical_object_comes_first() -> None:
     assert first.candidate.target == 2
 
 
+def test_what_no_network_was_asked_about_is_as_doubtful_as_its_likes() -> None:
+    asked, like, alone = thing(1, 0, 0, Doubt(0, 0.2)), thing(2, 0, 0, None), thing(3, 1, 1, None)
+    pooled = {each.target: each.objects[0][1] for each in doubted_together([asked, like, alone])}
+    assert pooled[1] == pooled[2] == Doubt(0.0, pytest.approx(0.2))
+    assert pooled[3] == Doubt(0.0, 1.0)
+
+
+def test_only_missing_points_are_bought() -> None:
+    some = dataclasses.replace(thing(1), has=share_of_mask(8), points=8)
+    (choice,) = choose([some], Shopping(50, points=10), Shelf())
+    assert (choice.kind, choice.points) == ("points", 2)
+    assert choice.seconds == pytest.approx(1.8)
+    assert choice.share == pytest.approx(share_of_mask(10) - share_of_mask(8))
+    shelf = Shelf()
+    shelf.add("mask", some, some.has)  # as what is labelled already is counted
+    choose([some], Shopping(50, points=10), shelf)
+    assert shelf.counts["mask", "class", 0] == pytest.approx(share_of_mask(10))
+    masked = dataclasses.replace(thing(2), points=None)  # a pseudo-mask is learned instead of points
+    assert [choice.kind for choice in choose([masked], Shopping(100), Shelf())] == ["mask"]
+
+
+def test_an_unknown_class_is_no_rarer_than_the_commonest() -> None:
+    shelf = Shelf()
+    for number in range(9):
+        shelf.add("box", thing(number, category=number // 6, look=1), 1.0)
+    assert shelf.rarity("box", None, 0) == shelf.rarity("box", 0, 0) < shelf.rarity("box", 1, 0)
+    assert Shelf().rarity("box", None, 0) == 1
+
+
 def test_an_image_is_priced_by_what_is_expected_there() -> None:
     image = Candidate("a", "image", ((None, Doubt()),) * 4, 0, 0.0)
     (choice,) = choose([image], Shopping(1000, costs=LabelCosts(spotting_seconds=3)), Shelf())
     assert (choice.kind, choice.seconds) == ("boxes", 40)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"hours": 0}, {"hours": math.nan}, {"points": 0}, {"expected_objects": -3}, {"exif": "turn"}]
+)
+def test_impossible_options_are_refused_before_anything_is_read(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="allowed: "):
+        SuggestOptions(**{"hours": 1.0, **wrong})
 
 
 @pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan])
@@ -180,12 +222,51 @@ def test_with_a_run(boxed: Path, trained: TrainSummary) -> None:
     assert len({item.gain for item in found.items}) > 1
 
 
+def test_pseudo_masks_and_rejected_objects(boxed: Path, trained: TrainSummary, tmp_path: Path) -> None:
+    """Of a pseudo-masked object a mask is for sale alone; one that somebody rejected is none any more."""
+    content = json.loads((boxed / "annotations" / "instances_train.json").read_text())
+    pseudo, rejected, accepted, *_ = content["annotations"]
+    size = next(image for image in content["images"] if image["id"] == pseudo["image_id"])
+    outline = [0, 0, size["width"] / 2, 0, size["width"] / 2, size["height"] / 2]
+    pseudo |= {"segmentation": [outline], "provenance": "leanmask a", "score": 0.5}
+    accepted |= {"segmentation": [outline], "provenance": "human", "score": 0.5}
+    rejected["weight"] = 0.0
+    named = yaml.safe_load((boxed / "data.yaml").read_text())["splits"]
+    splits = {name: {key: str((boxed / at).resolve()) for key, at in files.items()} for name, files in named.items()}
+    splits["train"]["annotations"] = "train.json"
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"splits": splits}))
+    for run in (None, trained.folder):
+        found = suggest(tmp_path, SuggestOptions(hours=100.0, run=run))
+        kinds = {item.annotation_id: item.kind for item in found.items}
+        assert kinds[pseudo["id"]] == "mask"
+        assert not {rejected["id"], accepted["id"]} & kinds.keys()
+        assert len(kinds) == len(content["annotations"]) - 2
+
+
+def test_a_staged_runs_networks_are_those_of_its_last_training(trained: TrainSummary, tmp_path: Path) -> None:
+    assert len(networks(load(trained.folder), trained.folder)) == 2
+    run = tmp_path / "staged"
+    shutil.copytree(trained.folder, run / "3-student")
+    shutil.copyfile(trained.folder / "best.safetensors", run / "best.safetensors")
+    stages = [{"name": "labels", "folder": "1-labels", "trains": True}]
+    stages += [{"name": "pseudo", "folder": "2-pseudo", "trains": False}]
+    stages += [{"name": "student", "folder": "3-student", "trains": True}]
+    (run / "stages.json").write_text(json.dumps({"stages": stages}))
+    assert len(networks(load(run), run)) == 2
+
+
 def test_images_without_labels(digits: Path, trained: TrainSummary, tmp_path: Path) -> None:
     split(digits, tmp_path / "semi", "semi-20")
     for run in (None, trained.folder):
         found = suggest(tmp_path / "semi", SuggestOptions(hours=0.05, run=run, split="unlabelled"))
         assert {item.kind for item in found.items} == {"boxes"}
         assert "Boxes on image" in found.items[0].why
+    # An untrained run sees nothing: as many objects as the user expects, and it is said.
+    usual = SuggestOptions(hours=0.05, run=trained.folder, split="unlabelled", expected_objects=3)
+    item = suggest(tmp_path / "semi", usual).items[0]
+    assert item.seconds == pytest.approx(3 * LabelCosts().object_seconds(box=True))
+    assert "the run sees nothing there, 3 objects are usual" in item.why
     with pytest.raises(DataError, match="did you mean 'train'"):
         suggest(digits, SuggestOptions(hours=1, split="trian"))
 
@@ -203,7 +284,24 @@ def test_the_verb_and_annotate_follow_the_queue(leanmask: Callable[..., Outcome]
     assert [unit.target for unit in desk.dealer.units] == ids
     assert masks == 0
     work.store.close()
+    # Two people label what the overlap says, also from a queue.
+    twice = Work.open(boxed, AnnotateOptions(queue=queue, store=tmp_path / "twice.sqlite", overlap=1.0))
+    assert {unit.needed for unit in twice.desk()[0].dealer.units} == {2}
+    twice.store.close()
     assert leanmask("suggest", boxed, "--hours", -1).code == 2
+
+
+def test_without_a_name_the_queue_goes_beside_the_labels(
+    leanmask: Callable[..., Outcome], boxed: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "boxed"
+    shutil.copytree(boxed, data, symlinks=True)
+    outcomes = [leanmask("suggest", data, "--hours", 0.01) for _ in range(2)]
+    queues = [data / "labelling" / name for name in ("queue.json", "queue-2.json")]
+    for outcome, queue in zip(outcomes, queues, strict=True):
+        assert outcome.code == 0, outcome.err
+        assert len(json.loads(queue.read_text())["items"]) == 4
+        assert f"leanmask annotate {data} --queue {queue}" in " ".join(outcome.out.split())
 
 
 def test_seconds_of_the_protocol() -> None:

@@ -96,10 +96,9 @@ def _pointed(source: Source, thing: Thing, row: Row, answers: Sequence[Answer], 
             votes[answer.position].append(answer)
     if not votes or thing.box_xywh is None:
         return row
-    pixels = pixels_of(thing.box_xywh, source.size_of(thing.picture), seed, max(votes) + 1, thing.id)
-    coords, labels, provenance = (
-        list(row.get(key) or ()) for key in ("point_coords", "point_labels", "point_provenance")
-    )
+    pixels = pixels_of(thing, source.size_of(thing.picture), seed, max(votes) + 1)
+    coords, labels = (list(row.get(key) or ()) for key in ("point_coords", "point_labels"))
+    provenance = list(row.get("point_provenance") or [None] * len(coords))  # of another tool's points nobody told it
     for position in sorted(votes):
         given = Counter(answer.value for answer in votes[position])
         if given["object"] == given["background"]:
@@ -148,7 +147,8 @@ def _images(source: Source, answers: Sequence[Answer]) -> list[Row]:
 def export_review(source: Source, answers: Sequence[Answer]) -> tuple[dict[str, Any], Exported]:
     """A file of pseudo-labels with what people decided, each decision in `review`.
 
-    Accepted and re-classified ones count fully (weight 1). Rejected ones, and those of a wrong class that nobody
+    Accepted and re-classified ones count fully (weight 1) and are a person's from then on; `review.before` keeps where
+    they are from. Rejected ones, and those of a wrong class that nobody
     corrected, get weight 0: training leaves the place alone, as object and as background. Where the mask cuts off, the
     class and one point inside the mask are kept. Of an object with classified points, which a person made, only the
     mask goes in either case. What was not decided stays as it was.
@@ -168,11 +168,13 @@ def _reviewed(source: Source, thing: Thing, answer: Answer | None) -> Row:
         return row
     review = {"decision": answer.value, **answer.provenance()}
     corrected = (answer.detail or {}).get("category_id")
+    before = {"provenance": row["provenance"]} if "provenance" in row else {}
+    own = {"weight": 1.0, "provenance": "human"}
     if answer.value == "accept":
-        return {**row, "weight": 1.0, "review": review}
+        return {**row, **own, "review": {**review, "before": before}}
     if answer.value == "wrong_class" and corrected is not None:
-        before = {"category_id": row["category_id"]}
-        return {**row, "category_id": corrected, "weight": 1.0, "review": {**review, "before": before}}
+        before["category_id"] = row["category_id"]
+        return {**row, **own, "category_id": corrected, "review": {**review, "before": before}}
     if row.get("point_coords") and answer.value in ("reject", "cuts_off"):
         return {**{key: value for key, value in row.items() if key not in OF_MASK}, "review": review}
     point = _point_inside(source, thing) if answer.value == "cuts_off" else None

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from leanmask.annotate.source import Source
-from leanmask.annotate.tasks import MOST_POINTS, Unit
+from leanmask.annotate.tasks import MOST_POINTS, Job, Unit, point_unit
 from leanmask.data.files import read_json
 from leanmask.errors import DataError
 
 FORMAT = 1
 
 
-def read_queue(path: Path, source: Source) -> tuple[list[Unit], int]:
-    """The units of a queue file, and how many masks it asks for, which are drawn in another tool.
+def read_queue(path: Path, source: Source, job: Job = Job()) -> tuple[list[Unit], int]:
+    """The units of a queue file, and how many masks it asks for, which are drawn in another tool. job: says which
+    objects two people label.
 
     Raises DataError for a file that is no queue, or asks about what the source does not have.
     """
@@ -26,14 +27,15 @@ def read_queue(path: Path, source: Source) -> tuple[list[Unit], int]:
     units: dict[tuple[str, int], Unit] = {}
     masks = 0
     for number, item in enumerate(items, start=1):
-        unit = _unit(item, source, positions, f"{path}: item {number}")
+        unit = _unit(item, (source, job), positions, f"{path}: item {number}")
         masks += unit is None
         if unit is not None:
             units.setdefault((unit.kind, unit.target), unit)
     return list(units.values()), masks
 
 
-def _unit(item: Any, source: Source, positions: dict[Any, int], where: str) -> Unit | None:
+def _unit(item: Any, about: tuple[Source, Job], positions: dict[Any, int], where: str) -> Unit | None:
+    source, job = about
     kind = item.get("kind") if isinstance(item, dict) else None
     if kind == "boxes":
         if item.get("image_id") not in positions:
@@ -47,4 +49,4 @@ def _unit(item: Any, source: Source, positions: dict[Any, int], where: str) -> U
     count = item.get("points", 10)
     if kind == "points" and not (type(count) is int and 1 <= count <= MOST_POINTS):
         raise DataError(f"{where} asks for {count!r} points; allowed: 1 to {MOST_POINTS}")
-    return Unit("points", target, count) if kind == "points" else None
+    return point_unit(target, job, count) if kind == "points" else None

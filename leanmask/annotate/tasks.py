@@ -5,6 +5,7 @@ pseudo-label. Pixels of the image frame; boxes are x, y, width, height, a `view`
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -121,15 +122,17 @@ def wants_points(thing: Thing) -> bool:
     return thing.box_xywh is not None and not better
 
 
-def point_unit(target: int, job: Job) -> Unit:
-    """The unit of one object, labelled twice when chance, by seed and object, chooses it for the overlap."""
+def point_unit(target: int, job: Job, count: int | None = None) -> Unit:
+    """The unit of one object, labelled twice when chance, by seed and object, chooses it for the overlap. count: of
+    points, None = the job's.
+    """
     chance = stable_number(job.seed, "overlap", target) / 2**64 if job.overlap else 1.0
-    return Unit("points", target, job.asked, 2 if chance < job.overlap else 1)
+    return Unit("points", target, job.asked if count is None else count, 2 if chance < job.overlap else 1)
 
 
 def is_predicted(row: Mapping[str, Any]) -> bool:
-    """Whether a row says that a network made it, by its provenance or by a score."""
-    return row.get("provenance", "human") != "human" or is_number(row.get("score"))
+    """Whether a row says that a network made it: by its provenance or, where it has none, by a score."""
+    return row["provenance"] != "human" if row.get("provenance") else is_number(row.get("score"))
 
 
 def certainty(row: Mapping[str, Any]) -> float:
@@ -140,12 +143,21 @@ def certainty(row: Mapping[str, Any]) -> float:
     return float(row["score"]) if is_number(row.get("score")) else 1.0
 
 
-def pixels_of(box: Box, size: tuple[int, int], seed: int, count: int, target: int) -> list[list[int]]:
-    """The `count` pixels that a person is asked about, [x, y] each: those that `leanmask split --points` would draw.
-    They depend on seed, object and box alone, and later rounds ask for later ones. Raises DataError for a box that lies
-    off the image.
+def pixels_of(thing: Thing, size: tuple[int, int], seed: int, count: int) -> list[list[int]]:
+    """The `count` pixels of an object with a box that a person is asked about, [x, y] each: those that `leanmask split
+    --points` would draw, without what the file has of them already. They depend on seed, object, box and the file's
+    points alone, and later rounds ask for later ones. Raises DataError for a box that lies off the image.
     """
-    return random_pixels(list(box), size, count, seed, target).tolist()
+    assert thing.box_xywh is not None, "points are asked for in a box"
+    known = Counter(map(tuple, thing.row.get("point_coords") or ()))
+    drawn = random_pixels(list(thing.box_xywh), size, count + known.total(), seed, thing.id).tolist()
+    found = []
+    for pixel in drawn:
+        if known[tuple(pixel)] > 0:
+            known[tuple(pixel)] -= 1
+        else:
+            found.append(pixel)
+    return found[:count]
 
 
 def view_of(box: Box, size: tuple[int, int]) -> list[int]:
@@ -178,5 +190,5 @@ def describe(source: Source, job: Job, unit: Unit, thing: Thing | None) -> dict[
     about |= {"category_id": thing.category_id, "category": source.categories[thing.category_id]}
     about |= {"box": list(thing.box_xywh), "view": view_of(thing.box_xywh, size)}
     if unit.kind == "points":
-        return {**about, "points": pixels_of(thing.box_xywh, size, job.seed, unit.count, thing.id)}
+        return {**about, "points": pixels_of(thing, size, job.seed, unit.count)}
     return {**about, "certainty": round(certainty(thing.row), 4), "mask": bool(thing.row.get("segmentation"))}

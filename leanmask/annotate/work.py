@@ -112,7 +112,7 @@ class Work:
         units: list[Unit] | None = None
         masks = 0
         if options.queue:
-            units, masks = read_queue(options.queue, self.source)
+            units, masks = read_queue(options.queue, self.source, job)
         desk = Desk(self.source, self.store, job, options.annotators or (_user(),), units)
         if not desk.dealer.units:
             raise DataError(self._nothing(kind, masks))

@@ -10,19 +10,21 @@ import typer
 from leanmask.cli.shared import Data, Json, app
 from leanmask.console import output, print_json, progress
 from leanmask.costs import LabelCosts
-from leanmask.suggestions import SuggestOptions
+from leanmask.suggestions import SuggestOptions, free_queue
 from leanmask.suggestions import suggest as rank_labels
 
 
 @app.command(
-    epilog="Examples: leanmask suggest mydata --hours 4 --out queue.json   |   "
+    epilog="Examples: leanmask suggest mydata --hours 4   |   "
     "leanmask suggest mydata --run runs/a --hours 4 --out queue.json, then leanmask annotate mydata --queue queue.json"
 )
 def suggest(
     data: Data,
     hours: Annotated[float, typer.Option(help="Hours of labelling to plan.")],
     run: Annotated[Path | None, typer.Option(help="Run whose doubts count; without one, rarity and diversity.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Queue file to write; must not exist yet.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Queue file to write; must not exist yet. [default: in DATA's labelling folder]")
+    ] = None,
     split: Annotated[str, typer.Option(help="Which split of the data set.")] = "train",
     points: Annotated[int, typer.Option(min=1, help="Classified points per object.")] = 10,
     no_masks: Annotated[bool, typer.Option("--no-masks", help="Only what the annotation page collects.")] = False,
@@ -44,11 +46,13 @@ def suggest(
         expected_objects=expected,
         exif=exif,  # type: ignore[arg-type]
     )
+    queue = out or free_queue(data)
     with progress("looking at images", as_json) as on_progress:
-        found = rank_labels(data, options, out=out, on_progress=on_progress)
+        found = rank_labels(data, options, out=queue, on_progress=on_progress)
     if as_json:
-        print_json(found.to_json())
+        print_json({**found.to_json(), "queue": str(queue)})
         return
     output.print(found.to_text(), markup=False)
-    if out is not None:
-        output.print(f"queue: {out}", markup=False)
+    where = "" if split == "train" else f" --split {split}"
+    # A command that is copied must not be broken into lines.
+    output.print(f"label it: leanmask annotate {data}{where} --queue {queue}", markup=False, soft_wrap=True)

@@ -53,24 +53,27 @@ class Doubt:
 class Candidate:
     """An object, or an image whose objects have no boxes yet, that could be labelled.
 
-    kind: what it would get next: "boxes" for an image, else a box's "points" or "mask". objects: class (None = unknown)
-    and doubt of every object that would be labelled; of an image, those that are expected there. look: a group of
-    objects that look alike. has: the share of a mask that its label is worth now. typical: of its look, from 1 for the
-    middle of the group toward 0.
+    kind: an image gets boxes, an object points or a mask. objects: class (None = unknown) and doubt (None = no network
+    was asked) of every object that would be labelled; of an image, those that are expected there. look: a group of
+    objects that look alike. has: the share of a mask that its label is worth now. typical: how much it stands for
+    others, see `appearance.Looks`. points: classified ones that it has; None = more would not be learned from, because
+    a pseudo-mask is.
     """
 
     target: Hashable
     kind: Literal["image", "object"]
-    objects: tuple[tuple[int | None, Doubt], ...]
+    objects: tuple[tuple[int | None, Doubt | None], ...]
     look: int
     has: float
     typical: float = 1.0
+    points: int | None = 0
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A label to buy. seconds: its price. gain: expected, per second it decides the order. rarity: weight of its class
-    and look when it was chosen, 1 for what nobody has labelled. share: what of a mask's worth it adds.
+    """A label to buy. points: so many more. seconds: its price. gain: expected, per second it decides the order.
+    rarity: weight of its class and look when it was chosen, 1 for what nobody has labelled. share: what of a mask's
+    worth it adds.
     """
 
     candidate: Candidate
@@ -107,8 +110,14 @@ class Shelf:
     counts: defaultdict[tuple[str, str, int | None], float] = field(default_factory=lambda: defaultdict(float))
 
     def rarity(self, level: Level, category: int | None, look: int) -> float:
-        """1 for what nobody has labelled, falling as the square root of what there is: of class and look alike."""
+        """1 for what nobody has labelled, falling as the square root of what there is: of class and look alike. What
+        nobody knows the class of is taken for one of the commonest.
+        """
         of_class, of_look = self.counts[level, "class", category], self.counts[level, "look", look]
+        if category is None:
+            of_class = max(
+                (n for (at, what, _), n in self.counts.items() if (at, what) == (level, "class")), default=0.0
+            )
         return 1 / math.sqrt((1 + of_class) * (1 + of_look))
 
     def add(self, level: Level, candidate: Candidate, amount: float) -> None:
@@ -124,9 +133,9 @@ def offers(candidate: Candidate, shopping: Shopping) -> list[tuple[Kind, int, fl
     if candidate.kind == "image":
         return [("boxes", 0, max(count, 1) * costs.object_seconds(box=True), share_of_mask(0))]
     found: list[tuple[Kind, int, float, float]] = []
-    pointed = share_of_mask(shopping.points)
-    if pointed > candidate.has:
-        found.append(("points", shopping.points, costs.point_seconds * shopping.points, pointed - candidate.has))
+    pointed, more = share_of_mask(shopping.points), shopping.points - (candidate.points or 0)
+    if candidate.points is not None and more > 0 and pointed > candidate.has:
+        found.append(("points", more, costs.point_seconds * more, pointed - candidate.has))
     if shopping.masks:
         found.append(("mask", 0, costs.mask_seconds, 1 - candidate.has))
     return [offer for offer in found if offer[3] > 0]
@@ -143,15 +152,16 @@ def doubted_together(candidates: Iterable[Candidate]) -> list[Candidate]:
     by_class: defaultdict[int | None, list[Doubt]] = defaultdict(list)
     by_look: defaultdict[int, list[Doubt]] = defaultdict(list)
     for candidate in found:
-        if candidate.kind == "object":
-            for category, doubt in candidate.objects:
+        for category, doubt in candidate.objects if candidate.kind == "object" else ():
+            if doubt is not None:
                 by_class[category].append(doubt)
                 by_look[candidate.look].append(doubt)
     of_class = {category: _mean_doubt(doubts) for category, doubts in by_class.items()}
     of_look = {look: _mean_doubt(doubts) for look, doubts in by_look.items()}
+    everything = (1.0, None)
 
     def shared(category: int | None, look: int) -> Doubt:
-        (mask, apart), (mask_too, apart_too) = of_class[category], of_look[look]
+        (mask, apart), (mask_too, apart_too) = of_class.get(category, everything), of_look.get(look, everything)
         both = None if apart is None or apart_too is None else math.sqrt(apart * apart_too)
         return Doubt(0.0, math.sqrt(mask * mask_too), both)
 
@@ -171,7 +181,8 @@ def _mean_doubt(doubts: Sequence[Doubt]) -> tuple[float, float | None]:
 
 def choose(candidates: Iterable[Candidate], shopping: Shopping, shelf: Shelf) -> list[Choice]:
     """The labels that bring most for the seconds, best first: greedily by gain per second, where what is chosen makes
-    more of its kind worth less. At most one label per candidate; `shelf` is what is labelled already, and grows.
+    more of its kind worth less. At most one label per candidate; `shelf` is what is labelled already, and grows. The
+    doubts of objects are pooled first, see `doubted_together`.
     """
     candidates, left, chosen = doubted_together(candidates), shopping.seconds, []
     waiting: list[tuple[float, int, Candidate]] = []
@@ -194,7 +205,8 @@ def choose(candidates: Iterable[Candidate], shopping: Shopping, shelf: Shelf) ->
         if candidate.kind == "image":
             shelf.add("box", candidate, 1.0)
         else:
-            shelf.add("mask", candidate, share_of_mask(choice.points) if choice.kind == "points" else 1.0)
+            counted = candidate.has if candidate.points else 0.0  # a box alone says nothing about the mask
+            shelf.add("mask", candidate, candidate.has + choice.share - counted)
     return chosen
 
 
@@ -212,7 +224,10 @@ def best_offer(candidate: Candidate, shopping: Shopping, shelf: Shelf, seconds: 
 def _weight(candidate: Candidate, shelf: Shelf) -> tuple[float, float]:
     """Doubt weighted by rarity, and doubt alone, both summed over the objects."""
     level: Level = "box" if candidate.kind == "image" else "mask"
-    doubts = [(doubt.total, shelf.rarity(level, category, candidate.look)) for category, doubt in candidate.objects]
+    doubts = [
+        ((doubt or Doubt()).total, shelf.rarity(level, category, candidate.look))
+        for category, doubt in candidate.objects
+    ]
     weight = sum(doubt * rarity for doubt, rarity in doubts) * candidate.typical
     return weight, sum(doubt for doubt, _ in doubts) * candidate.typical
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from leanmask.data.coco import ImageRecord
 from leanmask.data.dataset import EvalDataset, ImageSource
 from leanmask.data.loader import evaluation_batches
 from leanmask.engine.checkpoint import fit_weights, load_weights
@@ -23,6 +24,7 @@ from leanmask.labels.boxes import boxes_without_mask
 from leanmask.labels.weigh import mask_uncertainty
 from leanmask.labels.worth import Doubt
 from leanmask.records import Views
+from leanmask.reports.folders import trainings
 
 LEAST_SCORE = 0.3  # of a prediction that is taken for an expected object
 
@@ -31,8 +33,9 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass
 class Doubts:
-    """objects: of every object with a box and without a mask, by annotation id. expected: of every image, the class
-    index and doubt of each object that is predicted there.
+    """objects: of the objects with a box and without a mask, by annotation id; not of those that are smaller than a
+    pixel at the network's size. expected: of every image that nobody has labelled, the class index and doubt of each
+    object that is predicted there.
     """
 
     objects: dict[int, Doubt] = field(default_factory=dict)
@@ -40,8 +43,9 @@ class Doubts:
 
 
 def networks(loaded: Loaded, run: Path) -> list[Loaded]:
-    """The run's best network, or student and teacher of its last checkpoint where it has both."""
-    paths = [run / "checkpoints" / "last" / f"{who}.safetensors" for who in ("student", "teacher")]
+    """The run's best network, or student and teacher of the last checkpoint of its last training where it has both."""
+    last = trainings(run)[-1] / "checkpoints" / "last"
+    paths = [last / f"{who}.safetensors" for who in ("student", "teacher")]
     if not all(path.is_file() for path in paths):
         return [loaded]
     found = []
@@ -56,11 +60,13 @@ def measure_doubt(loaded: list[Loaded], source: ImageSource, on_progress: OnProg
     """Ask one or two networks about every image of a source; the last one is whose predictions count."""
     doubts, done = Doubts(), 0
     main = loaded[-1]
+    bare = {record.id for record in (source[index] for index in range(len(source))) if is_bare(record)}
     dataset = EvalDataset(source, main.config.data)
     batches = evaluation_batches(dataset, main.config.evaluation.batch_size, workers=main.config.data.workers)
     for views in batches:
         _about_boxes(loaded, views, doubts)
-        _about_images(main, views, doubts)
+        if bare.intersection(views.image_ids):
+            _about_images(main, views, bare, doubts)
         done += len(views)
         if on_progress:
             on_progress(done, len(dataset))
@@ -91,9 +97,16 @@ def _iou(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(united > 0, common / united.clamp(min=1), 1.0)
 
 
-def _about_images(main: Loaded, views: Views, doubts: Doubts) -> None:
+def is_bare(record: ImageRecord) -> bool:
+    """Whether nobody has labelled an image: it has no objects, and nobody says that there are none."""
+    return not record.objects and not record.exhaustive
+
+
+def _about_images(main: Loaded, views: Views, bare: Set[int | str], doubts: Doubts) -> None:
     found = predict_views(main.model, views, main.device, main.config.train.precision)
     for image_id, predicted in zip(views.image_ids, found, strict=True):
+        if image_id not in bare:
+            continue
         assert predicted.scores is not None, "a prediction has scores"
         kept = predicted.scores >= LEAST_SCORE
         pairs = zip(predicted.categories[kept].tolist(), predicted.scores[kept].tolist(), strict=True)
