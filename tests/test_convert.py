@@ -60,7 +60,7 @@ def mixed() -> dict[str, Any]:
     ]
     rows[0]["bbox"] = [10.0, 10.5, 20.0, 13.5]
     rows[7]["weight"] = 0.5
-    rows[3] |= {"point_coords": [[6, 7], [24, 20], [63, 47]], "point_labels": [1, 1, 0]}
+    rows[3] |= {"point_coords": [[6, 7], [24, 20], [63, 47]], "point_labels": [0, 1, 1]}
     images = [{"id": key, "file_name": f"{key}.png", "width": 64, "height": 48} for key in (1, "two", 3, 4, 5)]
     images[2]["exhaustive"] = images[4]["exhaustive"] = False
     images[3]["exhaustive"] = True
@@ -103,6 +103,16 @@ def test_cvat_there_and_back(tmp_path: Path) -> None:
     back, left = from_cvat(read_cvat(tmp_path / "a.xml"), CLASSES)
     assert not left
     assert plain(back) == plain(content)
+
+
+def test_points_that_somebody_removed_in_cvat_are_gone(tmp_path: Path) -> None:
+    """The order is then that of the file: what told it counts other points."""
+    root = Xml.fromstring(to_cvat(mixed())[0])
+    shape = next(each for each in root.iter("points") if ";" in each.attrib["points"])
+    shape.set("points", shape.attrib["points"].split(";")[1])
+    back, _ = from_cvat(root, CLASSES)
+    (row,) = (row for row in back["annotations"] if row["id"] == 4)
+    assert (row["point_coords"], row["point_labels"]) == ([[63, 47], [6, 7]], [1, 0])
 
 
 def test_an_object_of_a_class_alone_is_counted_as_left_out() -> None:

@@ -40,6 +40,7 @@ ATTRIBUTES = {
     "crowd": ("checkbox", "false"),
     "weight": ("text", ""),
     "point": ("select", "object\nbackground"),
+    "order": ("text", ""),  # of classified points, which are in two shapes there
     "exhaustive": ("text", ""),
 }
 SHAPES = ("box", "polygon", "mask", "points")
@@ -107,10 +108,12 @@ def _shapes(row: Row, label: str, image: Row, group: int) -> Iterator[Xml.Elemen
         yield shape
     labels = row.get("point_labels") or []
     for value, name in ((1, "object"), (0, "background")):
-        own = [(x + 0.5, y + 0.5) for (x, y), said in zip(coords, labels, strict=True) if said == value]
-        if own:
+        order = [place for place, said in enumerate(labels) if said == value]
+        if order:
+            own = [(coords[place][0] + 0.5, coords[place][1] + 0.5) for place in order]
             points = Xml.Element("points", {**base, "points": _text(own)})
-            _say(points, {"point": name, **({} if shape is not None else known)})
+            told = {"point": name, "order": ",".join(map(str, order))}
+            _say(points, {**told, **({} if shape is not None else known)})
             yield points
 
 
@@ -267,11 +270,16 @@ def _pairs(shape: Xml.Element) -> list[tuple[float, float]]:
 
 
 def _points(shapes: Sequence[Xml.Element], alone: bool) -> Row:
-    """Classified points of an object; a single point that is all there is of one is its `point`."""
+    """Classified points of an object, in the order that they had unless somebody has added or removed some; a single
+    point that is all there is of one is its `point`.
+    """
     labelled = [(pair, _attributes(shape).get("point", "object")) for shape in shapes for pair in _pairs(shape)]
     if alone and len(labelled) == 1 and labelled[0][1] == "object":
         return {"point": list(labelled[0][0])}
     if not labelled:
         return {}
+    order = [place for shape in shapes for place in _attributes(shape).get("order", "").split(",")]
+    if sorted(order) == sorted(map(str, range(len(labelled)))):
+        labelled = [labelled[order.index(str(place))] for place in range(len(labelled))]
     coords = [[int(np.floor(x)), int(np.floor(y))] for (x, y), _ in labelled]
     return {"point_coords": coords, "point_labels": [int(name == "object") for _, name in labelled]}
