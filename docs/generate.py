@@ -202,6 +202,7 @@ the default.
 ARM_NAMES = {
     "baseline": "the labels alone",
     "points": "the labels alone",
+    "points_subsampled": "half of the points each step",
     "full": "the labels alone",
     "maskbooster": "MaskBooster",
     "self_training": "self-training",
