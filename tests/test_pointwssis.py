@@ -28,7 +28,7 @@ from leanmask.data.check import check
 from leanmask.data.coco import AnnotationStore, ClassMap
 from leanmask.data.layout import locate
 from leanmask.data.splits import split
-from leanmask.data.weak import read_published_predictions, read_weak
+from leanmask.data.weak import read_labels, read_published_predictions, read_weak
 from leanmask.engine.trainer import kept_steps
 from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.evaluation.mask_quality import mask_quality
@@ -36,6 +36,7 @@ from leanmask.inference import evaluate, load
 from leanmask.labels.points import holds_point, never_empty, published_choice, twins
 from leanmask.pseudo.points import PointOptions, pseudo_points
 from leanmask.pseudo.refine import RefineOptions, refine
+from leanmask.pseudo.strong_weak import with_complete_points
 from leanmask.run import resume, train
 from leanmask.summary import TrainSummary
 
@@ -106,6 +107,14 @@ def test_stages_leave_folders_that_one_can_open(staged: TrainSummary, weak: Path
     assert evaluated == pytest.approx(staged.metrics["teacher"]["AP"], abs=1e-6)
 
 
+def test_a_training_split_may_have_any_name(weak: Path, tmp_path: Path) -> None:
+    data = edited(weak, tmp_path / "data", lambda content: None, train="mine")
+    settings = merge(SETTINGS, {"data": {"train_split": "mine"}, "train": {"steps": 1}})
+    done = train(data, tmp_path / "run", settings=settings)
+    assert [each.folder.name for each in done.stages] == ["2-teacher", "4-refiner", "7-student", "8-online"]
+    assert next(iter(locate(done.folder / "6-refined"))) == "mine"
+
+
 def test_the_refiner_never_sees_a_weak_image(staged: TrainSummary) -> None:
     folder = staged.folder
     strong = {image["id"] for image in read(folder / "1-labels" / "instances_train_s.json")["images"]}
@@ -133,12 +142,27 @@ def test_students_start_and_learn_from_what_they_should(staged: TrainSummary, we
     assert configs["2-teacher"]["data"]["path"] == str(staged.folder / "1-labels")
     assert configs["7-student"]["data"]["path"] == str(staged.folder / "6-refined")
     assert configs["7-student"]["train"]["student_weights"] is None
-    assert configs["8-online"]["data"]["path"] == str(weak)
+    assert configs["8-online"]["data"]["path"] == str(staged.folder / "1-labels")
+    assert configs["8-online"]["data"]["train_split"] == "online"
     assert configs["8-online"]["method"]["name"] == "maskbooster"
     assert configs["8-online"]["train"]["student_weights"] == str(staged.folder / "7-student" / "best.safetensors")
     kept = list((staged.folder / "2-teacher" / "weights").iterdir())
     assert [path.name for path in kept] == ["step-0000001.safetensors"]
     assert load(kept[0]).model.takes_points
+
+
+def test_online_classes_learn_what_is_background_on_weak_images_too(staged: TrainSummary, weak: Path) -> None:
+    files = locate(staged.folder / "1-labels")["online"]
+    store = AnnotationStore.open(files.annotations, files.images)
+    assert all(store[index].exhaustive for index in range(len(store)))
+    given = read(weak / "annotations" / "instances_train.json")
+    assert not all(image.get("exhaustive", True) for image in given["images"])
+    found = read(files.annotations)
+    assert found["annotations"] == given["annotations"]  # the points, no pseudo-mask
+    assert [image["id"] for image in found["images"]] == [image["id"] for image in given["images"]]
+    assert files.truth is not None
+    labels = read_labels(weak / "annotations" / "instances_train.json", store)
+    assert with_complete_points(labels, "random") == given  # the cell of the centre is not known then
 
 
 @pytest.mark.parametrize("killed_in", ["refiner: loss", "refined: image"])
@@ -199,8 +223,8 @@ def test_a_row_may_be_a_stage_of_another_rows_run(staged: TrainSummary) -> None:
 # Bad input
 
 
-def edited(weak: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of the data set whose training file is changed."""
+def edited(weak: Path, out: Path, change: Callable[[dict[str, Any]], None], train: str = "train") -> Path:
+    """A copy of the data set whose training file is changed; train: what that split is called in it."""
     named = yaml.safe_load((weak / "data.yaml").read_text())["splits"]
     splits = {
         name: {key: str((weak / value).resolve()) for key, value in files.items()}
@@ -212,6 +236,7 @@ def edited(weak: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> P
     out.mkdir()
     (out / "train.json").write_text(json.dumps(content))
     splits["train"]["annotations"] = "train.json"
+    splits[train] = splits.pop("train")
     (out / "data.yaml").write_text(yaml.safe_dump({"splits": splits}))
     return out
 
@@ -253,6 +278,9 @@ def test_models_and_splits_that_cannot_do_it_are_refused_at_once(weak: Path, tmp
     settings = merge(SETTINGS, {"data": {"val_split": "valid"}})
     with pytest.raises(DataError, match="no split 'valid'; did you mean 'val'"):
         train(weak, tmp_path / "run", settings=settings)
+    named = edited(weak, tmp_path / "data", lambda content: None, train="weak")
+    with pytest.raises(DataError, match=r"split 'weak'.*stages write one of this name"):
+        train(named, tmp_path / "run", settings=merge(SETTINGS, {"data": {"train_split": "weak"}}))
     settings = merge(SETTINGS, {"method": {"refiner": {"size": 3}}})
     with pytest.raises(ConfigError, match=r"unknown setting 'model\.size'"):
         train(weak, tmp_path / "run", settings=settings)

@@ -39,8 +39,10 @@ from leanmask.settings import RunConfig
 
 Row = dict[str, Any]
 STRONG, WEAK, STRONG_WEAK, REFINED = (f"instances_train_{letter}.json" for letter in ("s", "w", "sw", "sw_refined"))
+ONLINE = "instances_train_online.json"
 TEACHER_MASKS = "instances_train_w_masks.json"
 ROUGH_FILES = {"train": "instances_train_rough.json", "held": "instances_held_rough.json"}
+OWN_SPLITS = ("weak", "online", "held")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Work:
     def splits(self) -> dict[str, SplitFiles]:
         return locate(self.config.data.path)
 
+    def train_of(self, folder: Path) -> SplitFiles:
+        """The training split of an earlier stage's data set, which has the name that the user's has."""
+        return locate(folder)[self.config.data.train_split]
+
 
 def read_split(work: Work) -> Labels:
     """The user's training data by how it is labelled. Raises DataError when it, or the data to measure on, cannot be
@@ -64,6 +70,8 @@ def read_split(work: Work) -> Labels:
     """
     data = work.config.data
     for name in (data.train_split, data.val_split):
+        if name in OWN_SPLITS:
+            raise DataError(f"split '{name}' of {data.path}: stages write one of this name; call it something else")
         if name not in work.splits:
             raise DataError(f"{data.path} has no split '{name}'{suggest(name, work.splits)}")
         files = work.splits[name]
@@ -76,7 +84,9 @@ def read_split(work: Work) -> Labels:
 
 
 def split_labels(work: Work, labels: Labels, point_at: str) -> None:
-    """`instances_train_s.json` and `instances_train_w.json` of the user's training data. See `LabelSplitStage`."""
+    """`instances_train_s.json` and `instances_train_w.json` of the user's training data, and both together as they are
+    labelled, for an online teacher. See `LabelSplitStage`.
+    """
     files = work.splits[work.config.data.train_split]
     unlearned = labels.unlearned_classes()
     if unlearned:
@@ -85,9 +95,20 @@ def split_labels(work: Work, labels: Labels, point_at: str) -> None:
     strong = with_points(labels, labels.strong, point_at, work.config.train.seed)
     write_json(work.out / STRONG, labels.part(labels.strong, strong), overwrite=True)
     write_json(work.out / WEAK, labels.part(labels.weak, labels.of(labels.weak)), overwrite=True)
-    parts = {"train": work.out / STRONG, "weak": work.out / WEAK}
+    write_json(work.out / ONLINE, with_complete_points(labels, point_at), overwrite=True)
+    parts = {"train": work.out / STRONG, "weak": work.out / WEAK, "online": work.out / ONLINE}
     named = {name: SplitFiles(path, files.images, files.truth) for name, path in parts.items()}
     write_data(_with_train(work, named), work.out)
+
+
+def with_complete_points(labels: Labels, point_at: str) -> Row:
+    """The user's training file. Where points are mass centres, weak images are exhaustive: every object has its point
+    (as `PointOptions.complete` has it), and what a model leaves out around a point holds every cell that may be the
+    object's centre. Of a random point that is not so: the centre's cell would be called background.
+    """
+    weak = {image["id"] for image in labels.weak if point_at == "centre"}
+    images = [{**image, "exhaustive": True} if image["id"] in weak else image for image in labels.content["images"]]
+    return {**labels.content, "images": images}
 
 
 def rough_masks(work: Work, teacher: Path, data: Path, held_fraction: float) -> None:
@@ -95,7 +116,7 @@ def rough_masks(work: Work, teacher: Path, data: Path, held_fraction: float) -> 
     kept = sorted((teacher / KEPT_FOLDER).glob("*.safetensors"))
     if not kept:
         raise RunError(f"{teacher} kept no early weights; rough masks are made by them (train.keep_weights_fractions)")
-    files, state = locate(data)["train"], start_processes()
+    files, state = work.train_of(data), start_processes()
     found = []
     for number, weights in enumerate(kept):
         loaded = load(weights, device=str(state.device))
@@ -146,8 +167,7 @@ def _write_rough(work: Work, content: Row, files: SplitFiles, held_fraction: flo
 
 def point_masks(work: Work, teacher: Path, data: Path, rule: Literal["one", "published"]) -> None:
     """Strong images and weak ones with the teacher's masks: `instances_train_sw.json`. See `PointMaskStage`."""
-    given, masks = locate(data), work.out / TEACHER_MASKS
-    weak, strong = given["weak"], given["train"]
+    weak, strong, masks = locate(data)["weak"], work.train_of(data), work.out / TEACHER_MASKS
     assert weak.annotations is not None
     assert strong.annotations is not None
     if not masks.is_file():
@@ -167,7 +187,7 @@ def point_masks(work: Work, teacher: Path, data: Path, rule: Literal["one", "pub
 
 def refined_masks(work: Work, refiner: Path, data: Path) -> None:
     """The same with refined masks: `instances_train_sw_refined.json`. See `RefineStage`."""
-    files = locate(data)["train"]
+    files = work.train_of(data)
     assert files.annotations is not None
     made = work.out / f"unmeasured_{REFINED}"
     if not made.is_file():
