@@ -128,7 +128,7 @@ def rough_masks(work: Work, teacher: Path, data: Path, held_fraction: float) -> 
     if state.is_main_process:
         assert files.annotations is not None
         content = read_json(files.annotations)
-        _write_rough(work, {**content, "annotations": _with_rough(content, found)}, files, held_fraction)
+        write_rough(work, {**content, "annotations": _with_rough(content, found)}, files, held_fraction)
         for weights in kept:
             job.shares(work.out / weights.stem).remove()
             (work.out / weights.stem).rmdir()
@@ -149,12 +149,18 @@ def _later(report: OnProgress, number: int, count: int) -> OnProgress:
     return lambda done, total: report(number * total + done, count * total)
 
 
-def _write_rough(work: Work, content: Row, files: SplitFiles, held_fraction: float) -> None:
-    images = content["images"]
-    labelled = [image["id"] for image in images]
-    order = shuffled(labelled, work.config.train.seed, "held")
+def write_rough(work: Work, content: Row, files: SplitFiles, held_fraction: float) -> None:
+    """The data set that a refiner learns from, a share of its images with rough masks, at least one, held back to
+    choose the refiner on. Raises RunError when there is no rough mask.
+    """
+    images, useful = content["images"], {row["image_id"] for row in content["annotations"] if row.get(ROUGH)}
+    if not useful:
+        raise RunError("no early network found a mask at any point of the fully labelled images; train for longer")
+    order = shuffled([image["id"] for image in images if image["id"] in useful], work.config.train.seed, "held")
     held = set(order[: min(count_of(held_fraction, len(order)), len(order) - 1) or len(order)])
-    chosen = {"train": [i for i in images if len(held) == len(images) or i["id"] not in held]}
+    if held == useful:
+        work.tell("only one fully labelled image has objects: the refiner is chosen on the one that it learns from")
+    chosen = {"train": [i for i in images if held == useful or i["id"] not in held]}
     chosen["held"] = [image for image in images if image["id"] in held]
     named = {}
     for name, part in chosen.items():
@@ -191,7 +197,8 @@ def refined_masks(work: Work, refiner: Path, data: Path) -> None:
     assert files.annotations is not None
     made = work.out / f"unmeasured_{REFINED}"
     if not made.is_file():
-        options = RefineOptions(images=files.images, predicted_only=True)
+        # A strong image's mask may say who made it, and is the user's label all the same.
+        options = RefineOptions(images=files.images, predicted_only=True, only=weak_ids(work))
         work.tell(refine(files.annotations, refiner, made, options, on_progress=work.report).to_text())
     if start_processes().is_main_process:
         _write_student(work, read_json(made), REFINED)
@@ -204,9 +211,18 @@ def _write_student(work: Work, content: Row, name: str) -> None:
     files = work.splits[work.config.data.train_split]
     write_json(work.out / name, content, overwrite=True)
     if files.truth is not None:
-        predicted = [row for row in content["annotations"] if row.get("provenance", "human") != "human"]
+        ids = weak_ids(work)
+        predicted = [row for row in content["annotations"] if row["id"] in ids]
         write_json(work.out / QUALITY_FILE, mask_quality(predicted, files.truth).to_json(), overwrite=True)
     write_data(_with_train(work, {"train": SplitFiles(work.out / name, files.images, files.truth)}), work.out)
+
+
+def weak_ids(work: Work) -> frozenset[int]:
+    """Annotation ids of the objects that the user gave no mask, crowds left out."""
+    files = work.splits[work.config.data.train_split]
+    assert files.annotations is not None
+    rows = read_json(files.annotations)["annotations"]
+    return frozenset(row["id"] for row in rows if not row.get("segmentation") and not row.get("iscrowd"))
 
 
 def _with_train(work: Work, named: Mapping[str, SplitFiles]) -> dict[str, SplitFiles]:
