@@ -94,7 +94,7 @@ def pseudo_points(
     read_weak(Path(points), load_refiner(refiner).classes)  # better said before the rough masks are made
     folder, state = out.with_name(f".{out.name}.rough"), start_processes()
     if state.is_main_process:
-        require_same_work(folder, _told(Path(run), Path(points), options))
+        require_same_work(folder, {**_told(Path(run), Path(points), options), "complete": options.complete})
     state.wait_for_everyone()
     rough = folder / ROUGH_FILE
     if not rough.exists():
@@ -108,9 +108,8 @@ def pseudo_points(
 
 
 def _told(run: Path, points: Path, options: PointOptions) -> Row:
-    """What rough masks depend on."""
-    told = {"weights": file_state(weights_path(run)), "points": file_state(points), "rule": options.rule}
-    return {**told, "complete": options.complete}
+    """What masks for points depend on."""
+    return {"weights": file_state(weights_path(run)), "points": file_state(points), "rule": options.rule}
 
 
 def parts_folder(out: Path) -> Path:
