@@ -87,6 +87,14 @@ class Instances:
         first = self.points[torch.arange(len(self), device=shown.device), shown.int().argmax(1)]
         return torch.where(shown.any(1, keepdim=True), first, torch.nan)
 
+    @property
+    def named_points(self) -> Tensor:
+        """(N, 2) xy where a person said that each object is, NaN where nobody did: `object_points`, but for objects
+        with a box and classified points, which lie anywhere in the object.
+        """
+        drawn = (self.supervision == Supervision.POINTS) & self.boxes.isfinite().all(1)
+        return torch.where(drawn[:, None], torch.nan, self.object_points)
+
     @staticmethod
     def empty(device: torch.device | str = "cpu") -> Instances:
         return Instances(
@@ -136,6 +144,8 @@ class MaskPredictions:
     object_index: (K,) int64 the matched object among `targets[image_index].instances`, -1 when there is none.
     categories: (K,) int64 class of that object. logits: (K, C, h, w), or (K, 1, h, w) from a class-agnostic branch.
     points: (K, 2) xy on the object, NaN where none is known; None = of models that do not look at points.
+    box_known: (K,) bool, False where nobody drew the object's box and `boxes` only says where the grid lies; None =
+    all are known.
     """
 
     image_index: Tensor
@@ -144,6 +154,7 @@ class MaskPredictions:
     categories: Tensor
     logits: Tensor
     points: Tensor | None = None
+    box_known: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
@@ -165,6 +176,7 @@ class MaskPredictions:
             object_index=self.object_index,
             categories=self.categories,
             points=self.points,
+            box_known=self.box_known,
         )
 
 
@@ -172,7 +184,9 @@ class MaskPredictions:
 class Proposals:
     """Where boxes are scored and masks asked for: boxes (K, 4) xyxy, with the image they are in, the object they belong
     to (-1 = none, background) and its class (0 where background). points: (K, 2) xy on the objects, NaN where none is
-    known; models that take points find the object by it, and need no box then (NaN).
+    known; models that take points find the object by it, and need no box then (NaN). box_known: (K,) bool, False where
+    a box is no more than the region that the mask's grid shall cover, so that it says nothing of the object; None = all
+    are known.
     """
 
     image_index: Tensor
@@ -180,9 +194,16 @@ class Proposals:
     object_index: Tensor
     categories: Tensor
     points: Tensor | None = None
+    box_known: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.boxes.shape[0])
+
+    @property
+    def known_boxes(self) -> Tensor:
+        """(K, 4) xyxy float32 boxes, NaN where they say nothing of the object."""
+        boxes = self.boxes.float()
+        return boxes if self.box_known is None else torch.where(self.box_known[:, None], boxes, torch.nan)
 
     def __getitem__(self, index: Tensor) -> Proposals:
         """The proposals that a boolean (K,) or integer (M,) tensor selects."""

@@ -21,7 +21,7 @@ from leanmask.models.mask_refine import (
     soft_dice_losses,
     spots,
 )
-from leanmask.models.mask_refine_network import Encoder
+from leanmask.models.mask_refine_network import Encoder, UShape, UShapeSize
 from leanmask.models.solov2 import SOLOv2, SOLOv2Config
 from leanmask.records import Proposals, Supervision, Target
 
@@ -62,6 +62,28 @@ def objects_of(target: Target) -> object:
 @pytest.mark.parametrize(("classes", "channels"), [(80, 85), (8, 13)])
 def test_published_numbers_of_channels(classes: int, channels: int) -> None:
     assert MaskRefineNet(MaskRefineConfig(), classes).channels == channels
+
+
+def test_published_numbers_of_parameters() -> None:
+    def block(inputs: int, outputs: int, side: int = 1) -> int:
+        return inputs * outputs * side**2 + 2 * outputs  # a convolution, and batch norm's gain and shift
+
+    def count(module: torch.nn.Module) -> int:
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    with torch.device("meta"):
+        network = UShape([64, 256, 512, 1024, 2048], UShapeSize(), torch.nn.BatchNorm2d)
+    aspp = 2 * block(2048, 512) + 3 * block(2048, 512, 3) + block(5 * 512, 512)  # whole map and cell, dilations, joined
+    assert count(network.aspp) == aspp == 31_725_568
+    assert [branch[0].dilation for branch in network.aspp.branches[1:]] == [(3, 3), (6, 6), (9, 9)]
+    steps = [(1024 + 512, 512, 256), (512 + 256, 256, 128), (256 + 128, 128, 64), (64 + 64, 64, 64)]
+    expected = [block(inputs, middle) + block(middle, outputs, 3) for inputs, middle, outputs in steps]
+    assert [count(step) for step in network.steps] == expected
+    assert count(network.head) == 64 * 2 + 2
+    with torch.device("meta"):
+        model = MaskRefineNet(MaskRefineConfig(backbone="resnet101"), 80)
+    assert model.backbone.stem.weight.shape == (64, 85, 7, 7)
+    assert count(model.decoder) == count(network)
 
 
 def test_the_spot_is_the_published_kernel() -> None:

@@ -4,6 +4,7 @@ for points and refined masks as verbs, and input that cannot be used.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from data_helpers import annotation, encode, write_folder
+from data_helpers import annotation, data_config, encode, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
@@ -26,17 +27,23 @@ from leanmask.bench.table import BenchOptions, bench
 from leanmask.config import merge
 from leanmask.data.check import check
 from leanmask.data.coco import AnnotationStore, ClassMap
+from leanmask.data.dataset import EvalDataset
 from leanmask.data.layout import locate
 from leanmask.data.splits import split
-from leanmask.data.weak import read_published_predictions, read_weak
+from leanmask.data.weak import read_labels, read_published_predictions, read_weak
 from leanmask.engine.trainer import kept_steps
 from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.evaluation.mask_quality import mask_quality
 from leanmask.inference import evaluate, load
+from leanmask.labels.boxes import boxes_without_mask
 from leanmask.labels.points import holds_point, never_empty, published_choice, twins
+from leanmask.pseudo import points
+from leanmask.pseudo.masks import plain_rle
 from leanmask.pseudo.points import PointOptions, pseudo_points
-from leanmask.pseudo.refine import RefineOptions, refine
+from leanmask.pseudo.refine import RefineOptions, refine, with_refined
+from leanmask.pseudo.strong_weak import Work, point_masks, refined_masks, with_complete_points, write_rough
 from leanmask.run import resume, train
+from leanmask.settings import resolve
 from leanmask.summary import TrainSummary
 
 SMALL = {"tower_channels": 16, "tower_convs": 1, "kernel_channels": 16, "mask_channels": 16, "fpn_channels": 32}
@@ -106,6 +113,14 @@ def test_stages_leave_folders_that_one_can_open(staged: TrainSummary, weak: Path
     assert evaluated == pytest.approx(staged.metrics["teacher"]["AP"], abs=1e-6)
 
 
+def test_a_training_split_may_have_any_name(weak: Path, tmp_path: Path) -> None:
+    data = edited(weak, tmp_path / "data", lambda content: None, train="mine")
+    settings = merge(SETTINGS, {"data": {"train_split": "mine"}, "train": {"steps": 1}})
+    done = train(data, tmp_path / "run", settings=settings)
+    assert [each.folder.name for each in done.stages] == ["2-teacher", "4-refiner", "7-student", "8-online"]
+    assert next(iter(locate(done.folder / "6-refined"))) == "mine"
+
+
 def test_the_refiner_never_sees_a_weak_image(staged: TrainSummary) -> None:
     folder = staged.folder
     strong = {image["id"] for image in read(folder / "1-labels" / "instances_train_s.json")["images"]}
@@ -133,12 +148,27 @@ def test_students_start_and_learn_from_what_they_should(staged: TrainSummary, we
     assert configs["2-teacher"]["data"]["path"] == str(staged.folder / "1-labels")
     assert configs["7-student"]["data"]["path"] == str(staged.folder / "6-refined")
     assert configs["7-student"]["train"]["student_weights"] is None
-    assert configs["8-online"]["data"]["path"] == str(weak)
+    assert configs["8-online"]["data"]["path"] == str(staged.folder / "1-labels")
+    assert configs["8-online"]["data"]["train_split"] == "online"
     assert configs["8-online"]["method"]["name"] == "maskbooster"
     assert configs["8-online"]["train"]["student_weights"] == str(staged.folder / "7-student" / "best.safetensors")
     kept = list((staged.folder / "2-teacher" / "weights").iterdir())
     assert [path.name for path in kept] == ["step-0000001.safetensors"]
     assert load(kept[0]).model.takes_points
+
+
+def test_online_classes_learn_what_is_background_on_weak_images_too(staged: TrainSummary, weak: Path) -> None:
+    files = locate(staged.folder / "1-labels")["online"]
+    store = AnnotationStore.open(files.annotations, files.images)
+    assert all(store[index].exhaustive for index in range(len(store)))
+    given = read(weak / "annotations" / "instances_train.json")
+    assert not all(image.get("exhaustive", True) for image in given["images"])
+    found = read(files.annotations)
+    assert found["annotations"] == given["annotations"]  # the points, no pseudo-mask
+    assert [image["id"] for image in found["images"]] == [image["id"] for image in given["images"]]
+    assert files.truth is not None
+    labels = read_labels(weak / "annotations" / "instances_train.json", store)
+    assert with_complete_points(labels, "random") == given  # the cell of the centre is not known then
 
 
 @pytest.mark.parametrize("killed_in", ["refiner: loss", "refined: image"])
@@ -182,6 +212,16 @@ def test_every_arm_of_the_benchmark_runs(digits: Path, tmp_path: Path) -> None:
     }
     assert set(runs) >= {"baseline", "rough", "online"}
     assert "pointwssis" not in runs
+    measured = {row["arm"]: row.get("pseudo", {}) for row in rows}
+    assert {arm: list(found) for arm, found in measured.items()} == {
+        "baseline": [],
+        "rough": ["rough"],
+        "pointwssis": ["rough", "refined"],
+        "online": ["rough", "refined"],
+        "full": [],
+    }
+    assert measured["online"]["refined"] == read(runs["online"] / "6-refined" / "quality.json")
+    assert {"small", "medium", "large"} == measured["rough"]["rough"]["by_size"].keys()
     trained = yaml.safe_load((runs["baseline"] / "config.yaml").read_text())
     assert trained["data"]["train_split"] == "strong"
 
@@ -199,8 +239,8 @@ def test_a_row_may_be_a_stage_of_another_rows_run(staged: TrainSummary) -> None:
 # Bad input
 
 
-def edited(weak: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of the data set whose training file is changed."""
+def edited(weak: Path, out: Path, change: Callable[[dict[str, Any]], None], train: str = "train") -> Path:
+    """A copy of the data set whose training file is changed; train: what that split is called in it."""
     named = yaml.safe_load((weak / "data.yaml").read_text())["splits"]
     splits = {
         name: {key: str((weak / value).resolve()) for key, value in files.items()}
@@ -212,6 +252,7 @@ def edited(weak: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> P
     out.mkdir()
     (out / "train.json").write_text(json.dumps(content))
     splits["train"]["annotations"] = "train.json"
+    splits[train] = splits.pop("train")
     (out / "data.yaml").write_text(yaml.safe_dump({"splits": splits}))
     return out
 
@@ -253,6 +294,9 @@ def test_models_and_splits_that_cannot_do_it_are_refused_at_once(weak: Path, tmp
     settings = merge(SETTINGS, {"data": {"val_split": "valid"}})
     with pytest.raises(DataError, match="no split 'valid'; did you mean 'val'"):
         train(weak, tmp_path / "run", settings=settings)
+    named = edited(weak, tmp_path / "data", lambda content: None, train="weak")
+    with pytest.raises(DataError, match=r"split 'weak'.*stages write one of this name"):
+        train(named, tmp_path / "run", settings=merge(SETTINGS, {"data": {"train_split": "weak"}}))
     settings = merge(SETTINGS, {"method": {"refiner": {"size": 3}}})
     with pytest.raises(ConfigError, match=r"unknown setting 'model\.size'"):
         train(weak, tmp_path / "run", settings=settings)
@@ -318,6 +362,35 @@ def test_published_subsets_give_mass_centres_and_no_mask(digits: Path, weak: Pat
             np.testing.assert_allclose(row["point"], own[row["id"]])
 
 
+def test_a_box_beside_a_mask_is_not_told_and_an_explicit_point_wins_over_a_box(
+    staged: TrainSummary, tmp_path: Path
+) -> None:
+    corner = [[10.0, 10.0, 40.0, 10.0, 10.0, 40.0]]  # a triangle: its mass centre is not the middle of its box
+    rows = [
+        annotation(1, 1, [10.0, 10.0, 30.0, 30.0], segmentation=corner),
+        annotation(2, 1, [10.0, 10.0, 30.0, 30.0], "box", point=[12.0, 13.0]),
+        annotation(3, 1, [10.0, 10.0, 30.0, 30.0], "points", point=[12.0, 13.0]),
+    ]
+    path = write_folder(tmp_path / "data", 1, rows)
+    found = read_weak(path, ClassMap(("thing",), (7,)))["annotations"]
+    assert found[0].keys() == {"id", "image_id", "category_id", "point"}
+    assert max(found[0]["point"]) < 21
+    assert min(found[0]["point"]) > 19
+    assert found[1]["bbox"] == found[2]["bbox"] == rows[1]["bbox"]
+    (tmp_path / "weak.json").write_text(json.dumps({**read(path), "annotations": found}))
+    store = AnnotationStore.open(tmp_path / "weak.json", path.parent / "images")
+    target = EvalDataset(store, data_config())[0].target
+    assert target.instances.boxes.isnan().all(1).tolist() == [True, False, False]
+    proposals, _ = boxes_without_mask([target], points=True)
+    places = torch.tensor([found[0]["point"], [12.0, 13.0], [12.0, 13.0]])
+    torch.testing.assert_close(proposals.points, places)
+    with torch.no_grad():
+        model = load(staged.folder / "2-teacher").model
+        cells, _ = model.best_cells(model.say(torch.rand(1, 3, 64, 64)), proposals, (64, 64))
+    at_point = model.layout.cells_at(places, (64, 64))
+    assert (at_point == cells[:, None]).any(1).all()
+
+
 def test_published_predictions_have_their_point_in_the_box(tmp_path: Path) -> None:
     path = write_folder(tmp_path / "data", 2, [annotation(1, 1, [1.0, 1.0, 5.0, 5.0])], size=(40, 80))
     mask = np.zeros((40, 80), dtype=np.uint8)
@@ -365,6 +438,21 @@ def test_masks_for_points(staged: TrainSummary, weak: Path, tmp_path: Path, lean
     assert not list(tmp_path.glob(".*"))
 
 
+def test_thousands_of_points_on_one_image(staged: TrainSummary, weak: Path, tmp_path: Path) -> None:
+    content = read(weak_file(weak))
+    rng = np.random.default_rng(0)
+    row = {key: content["annotations"][0][key] for key in ("image_id", "category_id")}
+    spots = rng.uniform(0, 64, (2000, 2)).tolist()
+    content["annotations"] = [{"id": number, **row, "point": spot} for number, spot in enumerate(spots, start=1)]
+    content["images"] = [image for image in content["images"] if image["id"] == row["image_id"]]
+    (tmp_path / "w.json").write_text(json.dumps(content))
+    images = locate(weak)["train"].images
+    out = tmp_path / "masks.json"
+    summary = pseudo_points(staged.folder / "2-teacher", tmp_path / "w.json", out, PointOptions(images=images))
+    assert summary.masks == summary.objects == 2000
+    assert [each["point"] for each in read(out)["annotations"]] == spots
+
+
 def test_mistakes_in_asking_for_points(
     staged: TrainSummary, trained: TrainSummary, weak: Path, tmp_path: Path, leanmask: Callable
 ) -> None:
@@ -382,6 +470,13 @@ def test_mistakes_in_asking_for_points(
     (tmp_path / "e.json").write_text(json.dumps({**content, "categories": content["categories"][:-1]}))
     with pytest.raises(DataError, match="no object"):
         pseudo_points(staged.folder / "2-teacher", tmp_path / "e.json", out, PointOptions(images=weak))
+    content["annotations"] = [{**read(weak_file(weak))["annotations"][0], "point": [3.0, 64.5]}]
+    (tmp_path / "o.json").write_text(json.dumps({**content, "categories": content["categories"][:-1]}))
+    with pytest.raises(DataError, match=r"annotation \d+: point \(3, 64.5\) lies outside the image of 64 x 64"):
+        pseudo_points(staged.folder / "2-teacher", tmp_path / "o.json", out, PointOptions(images=weak))
+    page = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, "--review", tmp_path / "r.html")
+    assert page.code == 2
+    assert "--review shows" in page.err
     assert leanmask("pseudo", staged.folder, "--out", out).code == 2
     wrong = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, "--rule", "publishd")
     assert wrong.code == 2
@@ -404,6 +499,142 @@ def test_unfinished_masks_for_points_go_on(staged: TrainSummary, weak: Path, tmp
     assert seen[0] > 4
     same = read(staged.folder / "5-pseudo" / "instances_train_w_masks.json")
     assert read(out)["annotations"] == same["annotations"]
+
+
+def test_refined_masks_for_points_never_go_on_from_another_runs_rough_ones(
+    staged: TrainSummary, weak: Path, tmp_path: Path
+) -> None:
+    def kill(done: int, total: int) -> None:
+        passes.append(done)
+        if passes != sorted(passes):  # images are counted anew: the refiner's pass has begun
+            raise Killed
+
+    passes: list[int] = []
+    out, teacher, refiner = tmp_path / "masks.json", staged.folder / "2-teacher", staged.folder / "4-refiner"
+    with pytest.raises(Killed):
+        pseudo_points(teacher, weak_file(weak), out, PointOptions(refiner=refiner), on_progress=kill)
+    images = locate(weak)["train"].images
+    fewer = read(weak_file(weak))
+    fewer["annotations"] = fewer["annotations"][:1]
+    (tmp_path / "w.json").write_text(json.dumps(fewer))
+    options = PointOptions(refiner=refiner, images=images)
+    with pytest.raises(RunError, match=r"unfinished work.*other weights"):
+        pseudo_points(staged.folder / "7-student", weak_file(weak), out, options)
+    with pytest.raises(RunError, match=r"unfinished work.*other points"):
+        pseudo_points(teacher, tmp_path / "w.json", out, options)
+    passes.clear()
+    pseudo_points(teacher, weak_file(weak), out, options, on_progress=lambda done, _: passes.append(done))
+    assert passes == sorted(passes)  # the rough masks were all there
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_refiner_is_looked_at_before_the_rough_masks_are_made(
+    staged: TrainSummary, weak: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(done: int, total: int) -> None:
+        raise AssertionError("work was begun")
+
+    out, teacher, refiner = tmp_path / "masks.json", staged.folder / "2-teacher", staged.folder / "4-refiner"
+    with pytest.raises(ConfigError, match="refines no masks"):
+        pseudo_points(teacher, weak_file(weak), out, PointOptions(refiner=teacher), on_progress=never)
+    of_others = dataclasses.replace(load(staged.folder / "4-refiner"), classes=ClassMap(("thing",), (7,)))
+    monkeypatch.setattr(points, "load_refiner", lambda refiner: of_others)
+    with pytest.raises(DataError, match="which the training data does not have"):
+        pseudo_points(teacher, weak_file(weak), out, PointOptions(refiner=refiner), on_progress=never)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_refinement_that_ends_short_of_its_point_is_not_taken() -> None:
+    rough = disc(12, 12, 10)
+    row = {"id": 1, "segmentation": {**rough, "counts": rough["counts"].decode()}, "point": [5.0, 12.0]}
+
+    def refined(x: float, radius: float, hole: float = 0.0, point: tuple[float, float] = (5.0, 12.0)) -> dict[str, Any]:
+        mask = coco_mask.decode(disc(x, 12, radius)) - coco_mask.decode(disc(x, 12, hole))
+        content = {"annotations": [{**row, "point": list(point)}]}
+        fields = {1: {"segmentation": plain_rle(encode(mask)), "score": 0.5}}
+        return with_refined(content, fields, "refined by a test")["annotations"][0]
+
+    assert refined(20, 6) == row  # it has moved on to something else
+    assert "refined" in refined(12, 9)["provenance"]
+    ring = refined(12, 9, hole=4, point=(12.0, 12.0))  # the mass centre of a ring is in its hole
+    assert "refined" in ring["provenance"]
+    assert ring["misses_point"]
+    both_miss = refined(30, 6, point=(39.0, 39.0))
+    assert "refined" in both_miss["provenance"]
+
+
+def stage_work(staged: TrainSummary, out: Path) -> Work:
+    """The work of a stage that is no training, as the run of `staged` would do it in `out`."""
+    config = resolve(yaml.safe_load((staged.folder / "config.yaml").read_text()))
+    return Work(config, staged.folder, out, lambda done, total: None, lambda note: None)
+
+
+@pytest.mark.parametrize("with_objects", [0, 1, 2])
+def test_only_images_with_rough_masks_are_held_back(tmp_path: Path, with_objects: int) -> None:
+    rows = [annotation(number, number, [5.0, 6.0, 20.0, 15.0]) for number in range(1, with_objects + 1)]
+    path = write_folder(tmp_path / "data", 6, [{**row, "rough_segmentations": [row["segmentation"]]} for row in rows])
+    split_of = {"annotations": str(path), "images": str(path.parent / "images")}
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump({"splits": {"train": split_of, "val": split_of}}))
+    # Of all six images this seed draws one without objects first.
+    own = {"data": {"path": str(tmp_path / "data.yaml")}, "train": {"seed": 3}}
+    config = resolve(merge(SETTINGS, own))
+    notes: list[str] = []
+    work = Work(config, tmp_path, tmp_path / "rough", lambda done, total: None, notes.append)
+    work.out.mkdir()
+    if not with_objects:
+        with pytest.raises(RunError, match="no early network found a mask"):
+            write_rough(work, read(path), work.splits["train"], 0.2)
+        return
+    write_rough(work, read(path), work.splits["train"], 0.2)
+    parts = {name: read(work.out / f"instances_{name}_rough.json") for name in ("train", "held")}
+    assert [len(part["annotations"]) for part in parts.values()] == [1, 1]
+    assert len(parts["held"]["images"]) == 1
+    assert len(parts["train"]["images"]) == (6 if with_objects == 1 else 5)
+    assert [note[:46] for note in notes] == ["only one fully labelled image has objects: the"] * (with_objects == 1)
+
+
+def test_strong_masks_stay_and_are_not_measured_whoever_made_them(staged: TrainSummary, tmp_path: Path) -> None:
+    before = shutil.copytree(staged.folder / "5-pseudo", tmp_path / "5-pseudo")
+    content = read(before / "instances_train_sw.json")
+    strong = [row["id"] for row in content["annotations"] if "provenance" not in row]
+    content["annotations"] = [{"provenance": "a tool", **row} for row in content["annotations"]]
+    (before / "instances_train_sw.json").write_text(json.dumps(content))
+    data = yaml.safe_load((before / "data.yaml").read_text())
+    data["splits"]["train"]["images"] = str(locate(staged.folder / "5-pseudo")["train"].images)
+    data["splits"] = {"train": {**data["splits"]["train"], "truth": None}}
+    (before / "data.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "6").mkdir()
+    refined_masks(stage_work(staged, tmp_path / "6"), staged.folder / "4-refiner", before)
+    after = {row["id"]: row for row in read(tmp_path / "6" / "instances_train_sw_refined.json")["annotations"]}
+    assert strong
+    assert all(after[key] == row for row in content["annotations"] if (key := row["id"]) in strong)
+    assert read(tmp_path / "6" / "quality.json") == read(staged.folder / "6-refined" / "quality.json")
+
+
+def test_a_point_whose_mask_was_merged_counts_0(staged: TrainSummary, weak: Path, tmp_path: Path) -> None:
+    labels = shutil.copytree(staged.folder / "1-labels", tmp_path / "labels")
+    content = read(labels / "instances_train_w.json")
+    first = content["annotations"][0]
+    second = next(row for row in content["annotations"][1:] if row["image_id"] == first["image_id"])
+    second |= {"point": first["point"], "category_id": first["category_id"]}
+    (labels / "instances_train_w.json").write_text(json.dumps(content))
+    data = yaml.safe_load((labels / "data.yaml").read_text())
+    named = {name: locate(staged.folder / "1-labels")[name] for name in ("train", "weak")}
+    for name, files in named.items():
+        data["splits"][name]["images"] = str(files.images)
+    data["splits"] = {name: {**data["splits"][name], "truth": None} for name in named}
+    (labels / "data.yaml").write_text(yaml.safe_dump(data))
+    (tmp_path / "5").mkdir()
+    point_masks(stage_work(staged, tmp_path / "5"), staged.folder / "2-teacher", labels, "published")
+    rows = [
+        row
+        for row in read(tmp_path / "5" / "instances_train_sw.json")["annotations"]
+        if row["id"] in {row["id"] for row in content["annotations"]}
+    ]
+    assert any(row.get("merged") for row in rows)
+    quality = read(tmp_path / "5" / "quality.json")
+    assert quality == mask_quality(rows, locate(weak)["train"].truth).to_json()
+    assert quality["count"] == sum(bool(row.get("segmentation")) for row in rows) < len(rows)
 
 
 def test_the_published_rule_may_take_a_points_mask(staged: TrainSummary, weak: Path, tmp_path: Path) -> None:

@@ -320,6 +320,47 @@ def test_a_point_takes_the_level_of_highest_maskness_times_class(best: int) -> N
     assert other.item() != cell.item()
 
 
+def test_a_teacher_is_asked_at_the_persons_point_not_where_its_student_saw_the_object() -> None:
+    """The student's mask lies on another object; its region is where the grid lies, and nothing else."""
+    model = tiny()
+    said, asked = said_by(model, [0.5, 0.5, 3.0, 0.5, 0.5])  # masks at 16 to 32 px, where the point is
+    point = [22.0, 22.0]
+    region = torch.tensor([[60.0, 30.0, 92.0, 60.0]])
+    told = dataclasses.replace(asked, boxes=region, box_known=torch.tensor([False]))
+    cell, _ = model.best_cells(said, told, CANVAS)
+    assert cell.item() == model.layout.cells_at(torch.tensor([point]), CANVAS)[0, 2]  # no IoU with the region either
+    # A person's box speaks for its extent, but an explicit point is where the object is.
+    drawn = dataclasses.replace(asked, boxes=torch.tensor([[16.0, 16.0, 32.0, 96.0]]), box_known=torch.tensor([True]))
+    near = model.layout.cells_at(torch.tensor([point]), CANVAS)[0]
+    assert model.best_cells(said, drawn, CANVAS)[0].item() in near.tolist()
+
+
+def test_of_objects_without_a_box_only_the_point_is_handed_to_the_teacher() -> None:
+    model, target = tiny(), point_target([[20.0, 20.0], [70.0, 40.0]])
+    _, said = model(images(), [target])
+    asked = said.proposals()
+    assert not asked.box_known.any()
+    assert asked.boxes.isfinite().all()
+    assert torch.isnan(asked.known_boxes).all()
+    moved = dataclasses.replace(asked, boxes=asked.boxes.flip(0))
+    for each in (asked, moved):
+        cells, _ = model.best_cells(model.say(images()), each, CANVAS)
+        near = model.layout.cells_at(target.instances.object_points[each.object_index], CANVAS)
+        assert (near == cells[:, None]).any(1).all()
+    taught = model.predict_masks(images(), asked)
+    assert torch.equal(taught.boxes, asked.boxes)  # the grids of teacher and student lie on each other
+    boxed = target_of([[5, 5, 40, 40]], supervision=Supervision.BOX)
+    assert model(images(), [boxed])[1].proposals().box_known.all()
+
+
+def test_classified_points_in_a_box_do_not_say_where_the_object_is() -> None:
+    box = [[0.0, 0, 40, 40]]
+    clicks = pointed([[[3.0, 4.0], [35.0, 6.0]]], [[1, 0]], box)
+    assert torch.isnan(clicks.instances.named_points).all()
+    named = clicks.instances.replace(supervision=torch.tensor([int(Supervision.BOX)]))
+    assert named.named_points.tolist() == [[3.0, 4.0]]
+
+
 def test_the_given_class_decides_not_the_likeliest() -> None:
     model = tiny()
     said, proposals = said_by(model, [1.0] * 5)

@@ -19,6 +19,7 @@ import torch
 from filelock import FileLock
 
 from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, model_of
+from leanmask.bench.stage_quality import stage_quality
 from leanmask.config import apply_overrides, merge
 from leanmask.data.coco import write_json
 from leanmask.data.digits import DigitsSpec, write_digits
@@ -278,6 +279,7 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         "split": task.options.split,
         "overrides": list(task.options.overrides),
         "metrics": {name: round(value, 5) for name, value in summary.metrics[task.arm.who].items() if value == value},
+        **stage_quality(task.run),
         "train_seconds": round(summary.seconds, 1),
         "commit": commit(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",

@@ -153,13 +153,17 @@ def pseudo(
     class_quality: Annotated[float, typer.Option(min=0, max=1, help="Least probability of the class.")] = 0.5,
     mask_quality: Annotated[float, typer.Option(min=0, max=1, help="Least mean probability inside the mask.")] = 0.8,
     polygons: Annotated[bool, typer.Option("--polygons", help="Masks as polygons instead of RLE.")] = False,
-    review: Annotated[Path | None, typer.Option(help="Also write a page that shows the least certain first.")] = None,
+    review: Annotated[
+        Path | None, typer.Option(help="Without --points: also write a page that shows the least certain first.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Label images nobody labelled, or objects that have a point: a COCO file, accepted as training data."""
     summary: PseudoSummary | PointSummary
     if points is None and not images:
         raise ConfigError("name images or folders to label, or objects with --points FILE")
+    if points is not None and review is not None:
+        raise ConfigError("--review shows objects that a network found; those of --points are a person's own")
     with progress("labelling", as_json) as on_progress:
         if points is not None:
             told = _point_options(images, rule, refined, refiner)

@@ -20,7 +20,8 @@ from leanmask.data.files import read_json
 from leanmask.data.withholding.clicks import mass_centre, random_inside, rle_of
 from leanmask.errors import DataError
 
-KEPT = ("id", "image_id", "category_id", "iscrowd", "bbox", "point_coords", "point_labels")
+KEPT = ("id", "image_id", "category_id", "iscrowd")
+DRAWN = ("bbox", "point_coords", "point_labels")  # what a person may have drawn besides
 PREDICTION_UNIT = 10_000  # of the points in PointWSSIS's prediction files: parts of the image's height and width
 
 
@@ -101,9 +102,10 @@ def with_points(labels: Labels, images: Iterable[Row], where: str, seed: int) ->
 def read_weak(path: Path, classes: ClassMap) -> dict[str, Any]:
     """A COCO file of weak labels in which every object has a `point` and nothing tells more of its shape than a box.
 
-    classes: those of the network that is asked; masks in the file are read for their mass centre alone. Raises
-    DataError for what is broken, for classes that the network does not know, for points outside their image, objects
-    without any of the forms of a point, and a file without objects.
+    classes: those of the network that is asked; masks in the file are read for their mass centre alone, and what stands
+    beside a mask, such as its box, is not kept: it would tell a network more than a point does. Raises DataError for
+    what is broken, for classes that the network does not know, for points outside their image, objects without any of
+    the forms of a point, and a file without objects.
     """
     store = AnnotationStore.open(path, path.parent, unannotated="unlabelled")
     classes.require(store.classes, str(path))
@@ -114,10 +116,17 @@ def read_weak(path: Path, classes: ClassMap) -> dict[str, Any]:
     for row in content["annotations"]:
         if not row.get("iscrowd"):
             point = point_of(row, sizes[row["image_id"]], _where(path, row))
-            rows.append({**{key: row[key] for key in KEPT if row.get(key)}, "point": list(point)})
+            rows.append({**{key: row[key] for key in _kept(row) if row.get(key)}, "point": list(point)})
     if not rows:
         raise DataError(f"{path} has no object; weak labels are one point and a class per object")
     return {**content, "annotations": rows}
+
+
+def _kept(row: Row) -> tuple[str, ...]:
+    if row.get("segmentation"):
+        return KEPT
+    # With an explicit point, classified ones of a box would only blur where the object is.
+    return (*KEPT, "bbox") if row.get("point") else KEPT + DRAWN
 
 
 def point_of(row: Row, size: Size, where: str) -> tuple[float, float]:

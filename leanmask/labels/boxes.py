@@ -33,7 +33,7 @@ def as_proposals(lacking: Sequence[Instances]) -> Proposals:
         boxes=boxes,
         object_index=torch.cat([torch.arange(len(instances), device=boxes.device) for instances in lacking]),
         categories=torch.cat([instances.categories for instances in lacking]),
-        points=torch.cat([instances.object_points for instances in lacking]),
+        points=torch.cat([instances.named_points for instances in lacking]),
     )
 
 

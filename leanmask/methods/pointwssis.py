@@ -98,6 +98,12 @@ class PointWSSIS(StagedMethod):
         return TrainStage("refiner", settings, data="rough", encoder="teacher", steps_fraction=share, evaluations=5)
 
     def _online(self) -> TrainStage:
+        """On what the user labelled, not on pseudo-masks, so that points alone supervise and no old mask is defended;
+        but with weak images as complete as the pseudo-labels took them to be. The split that a user has marks them
+        incomplete, since most models cannot tell an unknown extent from background; then the classes would learn from
+        positive cells alone on most images. SOLOv2 learns classes at centres, and leaves the cells around points out.
+        """
         method = {"name": "maskbooster", "start_fraction": 0.0, "ramp_fraction": 0.1, "soft_weight": 0.0, **self._ema()}
         share = self.config.online_steps_fraction
-        return TrainStage("online", {"method": method}, student="student", steps_fraction=share)
+        settings = {"method": method, "data": {"train_split": "online"}}
+        return TrainStage("online", settings, data="labels", student="student", steps_fraction=share)

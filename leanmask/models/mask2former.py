@@ -190,7 +190,7 @@ class Mask2Former(Model):
                     logits=over_boxes(own, boxes, self.preset.teaching_cells, MASK_STRIDE_PX),
                 )
             )
-        fields = [field.name for field in dataclasses.fields(MaskPredictions) if field.name != "points"]
+        fields = [f.name for f in dataclasses.fields(MaskPredictions) if getattr(found[0], f.name) is not None]
         return MaskPredictions(**{name: torch.cat([getattr(part, name) for part in found]) for name in fields})
 
     def predict_masks(self, images: Tensor, proposals: Proposals, fine: bool = False) -> MaskPredictions:

@@ -243,9 +243,10 @@ class SOLOv2(Model):
     def _lacking(self, positives: Positives, targets: Sequence[Target], stride: int) -> MaskPredictions:
         found = positives.of([~target.instances.has_mask for target in targets])
         owner = (found.image_index, found.object_index)
-        points = of_object([target.instances.object_points for target in targets], *owner)
+        points = of_object([target.instances.named_points for target in targets], *owner)
         boxes = of_object([target.instances.boxes for target in targets], *owner).float()
-        regions = torch.where(boxes.isfinite().all(1, keepdim=True), boxes, mask_regions(found.logits, points, stride))
+        known = boxes.isfinite().all(1)
+        regions = torch.where(known[:, None], boxes, mask_regions(found.logits, points, stride))
         return MaskPredictions(
             image_index=found.image_index,
             boxes=regions,
@@ -253,6 +254,7 @@ class SOLOv2(Model):
             categories=of_object([target.instances.categories for target in targets], *owner),
             logits=over_boxes(found.logits, regions, self.preset.teaching_cells, stride),
             points=points,
+            box_known=known,
         )
 
     def predict_masks(self, images: Tensor, proposals: Proposals, fine: bool = False) -> MaskPredictions:
@@ -276,22 +278,24 @@ class SOLOv2(Model):
             categories=proposals.categories,
             logits=logits,
             points=proposals.points,
+            box_known=proposals.box_known,
         )
 
     @torch.no_grad()
     def best_cells(self, said: Said, proposals: Proposals, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(K,) the best of the L cells that hold the middle of each proposal's box or, where that is not given, its
-        point; and their mask logits (K, h, w).
+        """(K,) the best of the L cells that hold each proposal's point or, where that is not given, the middle of its
+        box; and their mask logits (K, h, w).
 
         The best has the highest maskness (mean probability inside the mask) times probability of the proposal's class,
-        whatever the cell's other classes (PointWSSIS, adaptive pyramid-level selection); with a box, also times the IoU
-        of the mask's extent with it. No score is too low.
+        whatever the cell's other classes (PointWSSIS, adaptive pyramid-level selection); with a known box, also times
+        the IoU of the mask's extent with it. A box that nobody drew takes no part: where a student saw the object must
+        not decide what its teacher sees. No score is too low.
         """
         height, width = said.features.shape[-2:]
-        boxes = proposals.boxes.float()
+        boxes = proposals.known_boxes
         places = (boxes[:, :2] + boxes[:, 2:]) / 2
         if proposals.points is not None:
-            places = torch.where(places.isfinite(), places, proposals.points)
+            places = torch.where(proposals.points.isfinite(), proposals.points, places)
         cells = self.layout.cells_at(places.nan_to_num(), canvas)
         best = torch.zeros_like(proposals.image_index)
         masks = said.features.new_zeros(len(best), height, width, dtype=torch.float32)

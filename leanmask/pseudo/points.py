@@ -24,12 +24,12 @@ from leanmask.inference import Loaded, load, weights_path
 from leanmask.labels.points import holds_point, published_choice, twins
 from leanmask.masks import encode_crop
 from leanmask.pseudo.masks import OnProgress, PseudoJob, Rows, make_pseudo_masks, plain_rle, read_rows
-from leanmask.pseudo.refine import RefineOptions, find_refiner, refine
+from leanmask.pseudo.refine import RefineOptions, find_refiner, load_refiner, refine
 from leanmask.pseudo.shares import file_state, remove_parts, require_same_work
 
 Row = dict[str, Any]
 RULES = ("one", "published")
-WEAK_FILE = "weak.json"  # in the folder of unfinished work
+WEAK_FILE, ROUGH_FILE = "weak.json", "masks.json"  # in the folders of unfinished work
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,25 @@ def pseudo_points(
     if options.refiner is None and not options.refined:
         return _masks_for_points(Path(run), Path(points), out, options, on_progress)
     refiner = options.refiner or find_refiner(Path(run))
-    rough = parts_folder(out).with_name(f".{out.name}.rough.json")
+    read_weak(Path(points), load_refiner(refiner).classes)  # better said before the rough masks are made
+    folder, state = out.with_name(f".{out.name}.rough"), start_processes()
+    if state.is_main_process:
+        require_same_work(folder, {**_told(Path(run), Path(points), options), "complete": options.complete})
+    state.wait_for_everyone()
+    rough = folder / ROUGH_FILE
     if not rough.exists():
         _masks_for_points(Path(run), Path(points), rough, options, on_progress)
     images = locate_images(points, options.images).images
     refine(rough, refiner, out, RefineOptions(images=images), on_progress=on_progress)
-    state = start_processes()
     if state.is_main_process:
-        rough.unlink(missing_ok=True)
+        remove_parts(folder)
     state.wait_for_everyone()
     return _summary(out, read_json(out))
+
+
+def _told(run: Path, points: Path, options: PointOptions) -> Row:
+    """What masks for points depend on."""
+    return {"weights": file_state(weights_path(run)), "points": file_state(points), "rule": options.rule}
 
 
 def parts_folder(out: Path) -> Path:
@@ -118,8 +127,7 @@ def _masks_for_points(
     content = read_weak(points, loaded.classes)
     folder = parts_folder(out)
     if state.is_main_process:
-        told = {"weights": file_state(weights_path(run)), "points": file_state(points), "rule": options.rule}
-        require_same_work(folder, told)
+        require_same_work(folder, _told(run, points, options))
         write_json(folder / WEAK_FILE, content, overwrite=True)
     state.wait_for_everyone()
     weak = {"weak": SplitFiles(folder / WEAK_FILE, files.images, None)}

@@ -39,12 +39,13 @@ HUMAN = "human"
 @dataclass(frozen=True)
 class RefineOptions:
     """images: the folder of the images, None = found. predicted_only: leave masks alone that a person drew (those whose
-    provenance is missing or "human"). like: a COCO file with the images and categories, for masks in the published
-    predictions' format (.pth).
+    provenance is missing or "human"). only: annotation ids of the masks that may be refined, None = any. like: a COCO
+    file with the images and categories, for masks in the published predictions' format (.pth).
     """
 
     images: Path | None = None
     predicted_only: bool = False
+    only: frozenset[int] | None = None
     like: Path | None = None
     batch_size: int = 8
 
@@ -120,19 +121,19 @@ def refine(
     network, or by the refiner of a PointWSSIS run; writes the COCO file `out`.
 
     Rows keep everything they have but segmentation, area, box and score; provenance says who refined, `misses_point`
-    whether the refined mask does not hold its point. Killed and called again it goes on. Raises DataError for files or
-    classes that cannot be used, ConfigError for a run of another model, RunError when `out` exists.
+    whether the refined mask does not hold its point. A rough mask that holds its point stays where the refined one ends
+    short of it. Killed and called again it goes on. Raises DataError for files or classes that cannot be used,
+    ConfigError for a run of another model, RunError when `out` exists.
     """
     out, refiner, state = Path(out), Path(refiner), start_processes()
     if out.exists():
         raise RunError(f"{out} exists already and is never overwritten; choose another name")
-    loaded = load(_refiner_run(refiner), device=str(state.device))
-    if not loaded.model.needs_rough:
-        raise ConfigError(f"{refiner} refines no masks; name a training of mask_refine, or of --method pointwssis")
+    loaded = load_refiner(refiner)
     folder = out.with_name(f".{out.name}.parts")
     if state.is_main_process:
         told = {"weights": file_state(weights_path(_refiner_run(refiner))), "masks": file_state(Path(masks))}
-        require_same_work(folder, {**told, "predicted_only": options.predicted_only})
+        only = None if options.only is None else sorted(options.only)
+        require_same_work(folder, {**told, "predicted_only": options.predicted_only, "choice of masks": only})
     state.wait_for_everyone()
     source = _as_coco(Path(masks), options, folder)
     content = read_json(source)
@@ -156,6 +157,16 @@ def refine(
     return _summary(out, content, rows)
 
 
+def load_refiner(refiner: Path) -> Loaded:
+    """The network of a training of mask_refine, or of a PointWSSIS run's refiner. Raises ConfigError where it is none,
+    RunError where the run has none.
+    """
+    loaded = load(_refiner_run(refiner), device=str(start_processes().device))
+    if not loaded.model.needs_rough:
+        raise ConfigError(f"{refiner} refines no masks; name a training of mask_refine, or of --method pointwssis")
+    return loaded
+
+
 def _refiner_run(run: Path) -> Path:
     return find_refiner(run) if (run / STAGES_FILE).is_file() else run
 
@@ -173,8 +184,10 @@ def _as_coco(masks: Path, options: RefineOptions, folder: Path) -> Path:
 
 
 def _wanted(row: Row, options: RefineOptions) -> bool:
+    if not row.get("segmentation") or row.get("iscrowd"):
+        return False
     predicted = row.get("provenance", HUMAN) != HUMAN
-    return bool(row.get("segmentation")) and not row.get("iscrowd") and (predicted or not options.predicted_only)
+    return (predicted or not options.predicted_only) and (options.only is None or row["id"] in options.only)
 
 
 def _refine_share(
@@ -202,12 +215,16 @@ def _refined(loaded: Loaded, views: Views) -> Iterator[Rows]:
 
 
 def with_refined(content: Row, rows: Rows, note: str) -> Row:
-    """The file with refined masks; an object whose refined mask has no pixel keeps its own."""
+    """The file with refined masks; an object keeps its own where the refined one has no pixel, or ends short of a point
+    that its own holds.
+    """
     return {**content, "annotations": [_with_refined(row, rows.get(row["id"]), note) for row in content["annotations"]]}
 
 
 def _with_refined(row: Row, fields: Row | None, note: str) -> Row:
     if fields is None or not (area := int(coco_mask.area(fields["segmentation"]))):
+        return row
+    if "point" in row and _left_behind(row, fields["segmentation"]):
         return row
     kept = {key: value for key, value in row.items() if key not in ("misses_point", "same_as")}
     box = coco_mask.toBbox(fields["segmentation"]).tolist()
@@ -215,6 +232,15 @@ def _with_refined(row: Row, fields: Row | None, note: str) -> Row:
     told = {**fields, "area": area, "bbox": box, "provenance": provenance, "weight": row.get("weight", 1.0)}
     missed = "point" in row and not holds_point(fields["segmentation"], row["point"])
     return {**kept, **told, **({"misses_point": True} if missed else {})}
+
+
+def _left_behind(row: Row, refined: Row) -> bool:
+    """Whether the point of an object, which its rough mask holds, lies beyond the refined mask's box. A point in the
+    box that the mask does not hold is none: the mass centre of a ring lies in its hole.
+    """
+    x, y, width, height = coco_mask.toBbox(refined).tolist()
+    near = x <= row["point"][0] <= x + width and y <= row["point"][1] <= y + height
+    return not near and holds_point(rle_of(row, tuple(refined["size"])), row["point"])
 
 
 def _summary(out: Path, content: Row, rows: Rows) -> RefineSummary:

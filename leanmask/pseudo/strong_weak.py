@@ -39,8 +39,10 @@ from leanmask.settings import RunConfig
 
 Row = dict[str, Any]
 STRONG, WEAK, STRONG_WEAK, REFINED = (f"instances_train_{letter}.json" for letter in ("s", "w", "sw", "sw_refined"))
+ONLINE = "instances_train_online.json"
 TEACHER_MASKS = "instances_train_w_masks.json"
 ROUGH_FILES = {"train": "instances_train_rough.json", "held": "instances_held_rough.json"}
+OWN_SPLITS = ("weak", "online", "held")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Work:
     def splits(self) -> dict[str, SplitFiles]:
         return locate(self.config.data.path)
 
+    def train_of(self, folder: Path) -> SplitFiles:
+        """The training split of an earlier stage's data set, which has the name that the user's has."""
+        return locate(folder)[self.config.data.train_split]
+
 
 def read_split(work: Work) -> Labels:
     """The user's training data by how it is labelled. Raises DataError when it, or the data to measure on, cannot be
@@ -64,6 +70,8 @@ def read_split(work: Work) -> Labels:
     """
     data = work.config.data
     for name in (data.train_split, data.val_split):
+        if name in OWN_SPLITS:
+            raise DataError(f"split '{name}' of {data.path}: stages write one of this name; call it something else")
         if name not in work.splits:
             raise DataError(f"{data.path} has no split '{name}'{suggest(name, work.splits)}")
         files = work.splits[name]
@@ -76,7 +84,9 @@ def read_split(work: Work) -> Labels:
 
 
 def split_labels(work: Work, labels: Labels, point_at: str) -> None:
-    """`instances_train_s.json` and `instances_train_w.json` of the user's training data. See `LabelSplitStage`."""
+    """`instances_train_s.json` and `instances_train_w.json` of the user's training data, and both together as they are
+    labelled, for an online teacher. See `LabelSplitStage`.
+    """
     files = work.splits[work.config.data.train_split]
     unlearned = labels.unlearned_classes()
     if unlearned:
@@ -85,9 +95,20 @@ def split_labels(work: Work, labels: Labels, point_at: str) -> None:
     strong = with_points(labels, labels.strong, point_at, work.config.train.seed)
     write_json(work.out / STRONG, labels.part(labels.strong, strong), overwrite=True)
     write_json(work.out / WEAK, labels.part(labels.weak, labels.of(labels.weak)), overwrite=True)
-    parts = {"train": work.out / STRONG, "weak": work.out / WEAK}
+    write_json(work.out / ONLINE, with_complete_points(labels, point_at), overwrite=True)
+    parts = {"train": work.out / STRONG, "weak": work.out / WEAK, "online": work.out / ONLINE}
     named = {name: SplitFiles(path, files.images, files.truth) for name, path in parts.items()}
     write_data(_with_train(work, named), work.out)
+
+
+def with_complete_points(labels: Labels, point_at: str) -> Row:
+    """The user's training file. Where points are mass centres, weak images are exhaustive: every object has its point
+    (as `PointOptions.complete` has it), and what a model leaves out around a point holds every cell that may be the
+    object's centre. Of a random point that is not so: the centre's cell would be called background.
+    """
+    weak = {image["id"] for image in labels.weak if point_at == "centre"}
+    images = [{**image, "exhaustive": True} if image["id"] in weak else image for image in labels.content["images"]]
+    return {**labels.content, "images": images}
 
 
 def rough_masks(work: Work, teacher: Path, data: Path, held_fraction: float) -> None:
@@ -95,7 +116,7 @@ def rough_masks(work: Work, teacher: Path, data: Path, held_fraction: float) -> 
     kept = sorted((teacher / KEPT_FOLDER).glob("*.safetensors"))
     if not kept:
         raise RunError(f"{teacher} kept no early weights; rough masks are made by them (train.keep_weights_fractions)")
-    files, state = locate(data)["train"], start_processes()
+    files, state = work.train_of(data), start_processes()
     found = []
     for number, weights in enumerate(kept):
         loaded = load(weights, device=str(state.device))
@@ -107,7 +128,7 @@ def rough_masks(work: Work, teacher: Path, data: Path, held_fraction: float) -> 
     if state.is_main_process:
         assert files.annotations is not None
         content = read_json(files.annotations)
-        _write_rough(work, {**content, "annotations": _with_rough(content, found)}, files, held_fraction)
+        write_rough(work, {**content, "annotations": _with_rough(content, found)}, files, held_fraction)
         for weights in kept:
             job.shares(work.out / weights.stem).remove()
             (work.out / weights.stem).rmdir()
@@ -128,12 +149,18 @@ def _later(report: OnProgress, number: int, count: int) -> OnProgress:
     return lambda done, total: report(number * total + done, count * total)
 
 
-def _write_rough(work: Work, content: Row, files: SplitFiles, held_fraction: float) -> None:
-    images = content["images"]
-    labelled = [image["id"] for image in images]
-    order = shuffled(labelled, work.config.train.seed, "held")
+def write_rough(work: Work, content: Row, files: SplitFiles, held_fraction: float) -> None:
+    """The data set that a refiner learns from, a share of its images with rough masks, at least one, held back to
+    choose the refiner on. Raises RunError when there is no rough mask.
+    """
+    images, useful = content["images"], {row["image_id"] for row in content["annotations"] if row.get(ROUGH)}
+    if not useful:
+        raise RunError("no early network found a mask at any point of the fully labelled images; train for longer")
+    order = shuffled([image["id"] for image in images if image["id"] in useful], work.config.train.seed, "held")
     held = set(order[: min(count_of(held_fraction, len(order)), len(order) - 1) or len(order)])
-    chosen = {"train": [i for i in images if len(held) == len(images) or i["id"] not in held]}
+    if held == useful:
+        work.tell("only one fully labelled image has objects: the refiner is chosen on the one that it learns from")
+    chosen = {"train": [i for i in images if held == useful or i["id"] not in held]}
     chosen["held"] = [image for image in images if image["id"] in held]
     named = {}
     for name, part in chosen.items():
@@ -146,8 +173,7 @@ def _write_rough(work: Work, content: Row, files: SplitFiles, held_fraction: flo
 
 def point_masks(work: Work, teacher: Path, data: Path, rule: Literal["one", "published"]) -> None:
     """Strong images and weak ones with the teacher's masks: `instances_train_sw.json`. See `PointMaskStage`."""
-    given, masks = locate(data), work.out / TEACHER_MASKS
-    weak, strong = given["weak"], given["train"]
+    weak, strong, masks = locate(data)["weak"], work.train_of(data), work.out / TEACHER_MASKS
     assert weak.annotations is not None
     assert strong.annotations is not None
     if not masks.is_file():
@@ -167,11 +193,12 @@ def point_masks(work: Work, teacher: Path, data: Path, rule: Literal["one", "pub
 
 def refined_masks(work: Work, refiner: Path, data: Path) -> None:
     """The same with refined masks: `instances_train_sw_refined.json`. See `RefineStage`."""
-    files = locate(data)["train"]
+    files = work.train_of(data)
     assert files.annotations is not None
     made = work.out / f"unmeasured_{REFINED}"
     if not made.is_file():
-        options = RefineOptions(images=files.images, predicted_only=True)
+        # A strong image's mask may say who made it, and is the user's label all the same.
+        options = RefineOptions(images=files.images, predicted_only=True, only=weak_ids(work))
         work.tell(refine(files.annotations, refiner, made, options, on_progress=work.report).to_text())
     if start_processes().is_main_process:
         _write_student(work, read_json(made), REFINED)
@@ -184,9 +211,18 @@ def _write_student(work: Work, content: Row, name: str) -> None:
     files = work.splits[work.config.data.train_split]
     write_json(work.out / name, content, overwrite=True)
     if files.truth is not None:
-        predicted = [row for row in content["annotations"] if row.get("provenance", "human") != "human"]
+        ids = weak_ids(work)
+        predicted = [row for row in content["annotations"] if row["id"] in ids]
         write_json(work.out / QUALITY_FILE, mask_quality(predicted, files.truth).to_json(), overwrite=True)
     write_data(_with_train(work, {"train": SplitFiles(work.out / name, files.images, files.truth)}), work.out)
+
+
+def weak_ids(work: Work) -> frozenset[int]:
+    """Annotation ids of the objects that the user gave no mask, crowds left out."""
+    files = work.splits[work.config.data.train_split]
+    assert files.annotations is not None
+    rows = read_json(files.annotations)["annotations"]
+    return frozenset(row["id"] for row in rows if not row.get("segmentation") and not row.get("iscrowd"))
 
 
 def _with_train(work: Work, named: Mapping[str, SplitFiles]) -> dict[str, SplitFiles]:
