@@ -14,7 +14,7 @@ from leanmask.bench import demo as demo_module
 from leanmask.bench import table as table_module
 from leanmask.bench.arms import SPARSE, arms_of
 from leanmask.bench.demo import demo
-from leanmask.bench.table import BenchOptions, bench, results_path
+from leanmask.bench.table import BenchOptions, add_row, bench, read_rows, results_path
 from leanmask.data.digits import DigitsSpec
 from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.reports.tables import render_markdown
@@ -52,6 +52,19 @@ def test_rows_are_trained_once_and_kept(options: BenchOptions, monkeypatch: pyte
 
     monkeypatch.setattr(table_module, "run_task", never)
     assert bench("sparse-20", options).rows == table.rows
+
+
+def test_of_two_benchmarks_that_add_the_same_row_the_first_is_kept(tmp_path: Path) -> None:
+    told = {"protocol": "full", "model": "m", "seed": 0, "steps": 2, "split": "val", "overrides": []}
+    first, same, other = (
+        {**told, "arm": arm, "metrics": {"AP": ap}} for arm, ap in (("a", 0.1), ("a", 0.2), ("b", 0.3))
+    )
+    for row in (first, same, other):
+        add_row(tmp_path / "rows.json", row)
+    assert read_rows(tmp_path / "rows.json") == [first, other]
+    for seconds in (1.0, 2.0):  # measurements of speed have no arms
+        add_row(tmp_path / "speed.json", {"what": "step", "seconds": seconds})
+    assert len(read_rows(tmp_path / "speed.json")) == 2
 
 
 def test_several_protocols_at_once_share_their_upper_bound(

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from leanmask.bench.commit import commit
 from leanmask.bench.speed_evaluation import evaluation_speed
 from leanmask.bench.speed_model import inference_speed, training_speed
 from leanmask.bench.speed_points import pointrend_memory, points_speed
 from leanmask.bench.speed_semi import pseudo_speed, semi_speed
 from leanmask.bench.speed_solov2 import nms_speed, refiner_speed
 from leanmask.bench.speed_steps import data_share, maskbooster_speed, target_memory
-from leanmask.bench.table import add_row, commit
+from leanmask.bench.table import add_row
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "training_step": training_speed,

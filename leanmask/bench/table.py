@@ -6,7 +6,6 @@ import dataclasses
 import json
 import multiprocessing
 import platform
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, model_of
+from leanmask.bench.commit import commit
 from leanmask.bench.stage_quality import stage_quality
 from leanmask.config import apply_overrides, merge
 from leanmask.data.coco import write_json
@@ -34,6 +34,7 @@ Row = dict[str, Any]
 OnProgress = Callable[[float, int, str], None]
 
 SPLIT_PREFIX = "split."
+ROW_KEY = ("protocol", "arm", "model", "seed", "steps", "split", "overrides")
 LONGTAIL_UNLABELLED = 2000  # images
 POLL_SECONDS, TELL_EVERY_STEPS = 0.5, 5
 
@@ -131,10 +132,12 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def add_row(path: Path, row: Row) -> None:
-    """Append a row, atomically; several benchmarks may add to the same file."""
+    """Append a row, atomically; of several benchmarks that add the same one to a file the first is kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        write_json(path, [*read_rows(path), row], overwrite=True)
+        rows = read_rows(path)
+        if "arm" not in row or not any(all(row[key] == each.get(key) for key in ROW_KEY) for each in rows):
+            write_json(path, [*rows, row], overwrite=True)
 
 
 def _task(protocol: str, name: str, arm: Arm, seed: int, options: BenchOptions) -> Task:
@@ -284,16 +287,3 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         "commit": commit(),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
     }
-
-
-def commit() -> str:
-    """Short hash of the source tree's commit, with a + for uncommitted changes; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
