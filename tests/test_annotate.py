@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from leanmask.data.check import check
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.convert.shapes import segmentation_from
 from leanmask.data.splits import split
-from leanmask.data.views.canvas import UnreadableImage
+from leanmask.data.views.canvas import UnreadableImage, read_picture
 from leanmask.data.withholding.clicks import innermost_pixel
 from leanmask.errors import ConfigError, DataError
 from leanmask.run import train
@@ -281,6 +284,44 @@ def test_large_images_come_downsized_with_exact_coordinates(tmp_path: Path) -> N
     assert Image.open(io.BytesIO(shown.content)).size == (2000, 30)
     near = pixels_of(pictures.part(0, Part((18_990, 90, 30, 30), 600)).content)
     assert np.argwhere(near[..., 0]).min(0).tolist() == [10, 10]
+
+
+def test_an_image_that_many_ask_for_at_once_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = 5
+    source = open_source(write_boxes(tmp_path / "d", images=1))
+    pictures = Pictures(source)
+    reads: list[Path] = []
+    all_reading = threading.Barrier(people)
+
+    def read(path: Path, *given: Any) -> Image.Image:
+        reads.append(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            all_reading.wait(0.5)  # passes only where everybody reads
+        return read_picture(path, *given)
+
+    monkeypatch.setattr("leanmask.annotate.pictures.read_picture", read)
+    with ThreadPoolExecutor(people) as threads:
+        parts = list(threads.map(lambda number: pictures.part(0, Part((number, 0, 30, 30), 30)), range(people)))
+    assert len(reads) == 1
+    assert len({part.content for part in parts}) == people
+
+
+def test_large_images_are_decoded_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(open_source(write_boxes(tmp_path / "d", images=2)))
+    together: list[Path] = []
+    both_reading = threading.Barrier(2)
+
+    def read(path: Path, *given: Any) -> Image.Image:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_reading.wait(0.5)
+            together.append(path)
+        return read_picture(path, *given)
+
+    monkeypatch.setattr("leanmask.annotate.pictures.read_picture", read)
+    monkeypatch.setattr("leanmask.annotate.pictures.LARGE_PIXELS", 160 * 120)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(pictures.part, range(2)))
+    assert not together
 
 
 def test_rotated_photographs_are_shown_upright(tmp_path: Path) -> None:
