@@ -362,6 +362,7 @@ def test_missing_and_damaged_images(tmp_path: Path) -> None:
     assert desk.progress()["problems"] == 1
     with pytest.raises(UnreadableImage, match="no image"):
         Pictures(work.source).part(1)
+    assert list(desk.problems) == [("image", 0)]
     desk.set_aside(1, "damaged")
     assert {unit["picture"] for unit in desk.claim(desk.annotators[0], "tab-00000001", 10)} == {2}
     assert desk.progress()["answers_left"] == 20
