@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotate_helpers import Person, Server, write_boxes, write_photos
+from annotate_helpers import Person, Server, wait_until, write_boxes, write_photos
 from fastapi.testclient import TestClient
 from PIL import Image
+from playwright.sync_api import Page, Route
 from test_annotate import break_file, pseudo_file
+from test_annotate_page import answers, needs_browser, shown, what
 
 from leanmask.annotate.desk import Desk
 from leanmask.annotate.server import create_app
@@ -163,3 +165,115 @@ def test_points_that_an_earlier_session_asked_for_are_taken(tmp_path: Path, open
     boxes = Desk(desk.source, store, Job("boxes"), ("anna",), ())
     assert (take(boxes, 15), take(boxes, 5000)) == ("saved", "refused")
     store.close()
+
+
+# --- the page
+
+
+class Held:
+    """Requests for pictures that wait until the test lets them go on; those of the first image pass."""
+
+    def __init__(self, page: Page) -> None:
+        self.routes: list[Route] = []
+        self.first: str | None = None
+        self.open = False
+        page.route("**/api/pictures/**", self._meet)
+
+    def _meet(self, route: Route) -> None:
+        picture = route.request.url.partition("?")[0]
+        self.first = self.first or picture
+        if self.open or picture == self.first:
+            route.continue_()
+        else:
+            self.routes.append(route)
+
+    def let_go(self) -> None:
+        self.open = True
+        for route in self.routes:
+            route.continue_()
+
+    def break_off(self) -> None:
+        self.open = True
+        for route in self.routes:
+            route.abort()
+
+
+@needs_browser
+def test_keys_before_the_next_picture_label_nothing(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    data = write_boxes(tmp_path / "d", images=2, objects=1)
+    with Server(data, "--points", 1, "--annotators", "anna") as server:
+        page = open_page("about:blank")
+        held = Held(page)
+        page.goto(server.url)
+        first = what(page, "points:")
+        for _ in range(3):
+            page.keyboard.press("f")
+        shown(page, "loading")
+        wait_until(lambda: answers(server) == 1)
+        page.keyboard.press("Backspace")  # back to the first, also while the second loads
+        shown(page, first)
+        held.let_go()
+        url = held.routes[0].request.url
+        page.evaluate("async (url) => { const image = new Image(); image.src = url; await image.decode(); }", url)
+        assert what(page) == first
+        page.keyboard.press("j")
+        page.wait_for_selector(f'#stage[data-shown^="points:"]:not([data-shown="{first}"])')
+        page.keyboard.press("f")
+        shown(page, "nothing")
+        wait_until(lambda: answers(server) == 2)
+        page.wait_for_selector("#sync[data-state=fine]")  # nor was anything sent that the server had to refuse
+        assert page.inner_text("#sync") == "saved"
+        server.stop()
+    rows = json.loads((data / "labelling" / "instances_train.json").read_text())["annotations"]
+    assert {row["id"]: row["point_labels"] for row in rows}[int(first.split(":")[1])] == [0]
+    assert sorted(row["point_labels"] for row in rows) == [[0], [1]]
+
+
+@needs_browser
+def test_pictures_that_a_dead_server_broke_off_are_loaded_again(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    data = write_boxes(tmp_path / "d", images=2, objects=1)
+    arguments = (data, "--points", 1, "--annotators", "anna")
+    with Server(*arguments) as server:
+        page = open_page("about:blank")
+        held = Held(page)
+        page.goto(server.url)
+        first = what(page, "points:")
+        server.kill()
+        held.break_off()
+        page.keyboard.press("f")
+        page.wait_for_selector("#message:not([hidden])")
+        assert "The server does not answer" in page.inner_text("#message")
+    with Server(*arguments, port=server.port) as again:
+        page.wait_for_selector(f'#stage[data-shown^="points:"]:not([data-shown="{first}"])', timeout=20_000)
+        page.keyboard.press("j")
+        shown(page, "nothing")
+        assert "Everything is labelled" in page.inner_text("#message")
+        wait_until(lambda: answers(again) == 2)
+
+
+@needs_browser
+def test_an_answer_of_somebody_who_left_stops_nobody(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    data = write_boxes(tmp_path / "d", images=8)
+    with Server(data, "--points", 2, "--annotators", "anna") as server:
+        page = open_page(server.url)
+        what(page, "points:")
+        server.kill()
+        page.keyboard.press("f")
+        page.wait_for_selector("#sync[data-state=waiting]")
+    other = page.context.new_page()
+    page.close()
+    with Server(data, "--points", 2, "--annotators", "ben", port=server.port) as again:
+        other.goto(again.url)
+        what(other, "points:")
+        other.keyboard.press("f")
+        other.wait_for_selector("#sync[data-state=refused]")
+        assert "1 refused, kept here" in other.inner_text("#sync")
+        assert "'anna' is none of the annotators: ben" in other.get_attribute("#sync", "title")
+        wait_until(lambda: answers(again) == 1)
+        again.kill()
+    with Server(data, "--points", 2, "--annotators", "anna,ben", port=server.port) as both:
+        other.reload()
+        other.get_by_role("button", name="ben").click()
+        what(other, "points:")
+        wait_until(lambda: answers(both) == 2)
+        other.wait_for_selector("#sync[data-state=fine]")
