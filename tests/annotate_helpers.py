@@ -67,7 +67,8 @@ class Server:
     def stop(self, how: int = signal.SIGINT) -> str:
         """End the server; what it printed at its end."""
         self.process.send_signal(how)
-        out, _ = self.process.communicate(timeout=START_SECONDS)
+        out, messages = self.process.communicate(timeout=START_SECONDS)
+        self.said.append(messages)
         return out
 
     def kill(self) -> None:

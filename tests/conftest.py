@@ -1,13 +1,15 @@
-"""Shared fixtures: a tiny digits data set, a sparse split of it, and one trained run that many tests look at."""
+"""Shared fixtures: a tiny digits data set, a sparse split of it, one trained run that many tests look at, a browser."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from annotate_helpers import chromium
 from run_helpers import TINY, Outcome
 
 from leanmask.cli import main
@@ -16,6 +18,9 @@ from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.run import train
 from leanmask.summary import TrainSummary
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,3 +77,32 @@ def leanmask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Outcome(int(ended.value.code or 0), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page in a browser of its own; an error on any page fails the test."""
+    contexts, errors = [], []
+
+    def opening(url: str, **given: Any) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, **given})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield opening
+    for context in contexts:
+        context.close()
+    assert not errors

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from leanmask.data.check import check
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.convert.shapes import segmentation_from
 from leanmask.data.splits import split
-from leanmask.data.views.canvas import UnreadableImage
+from leanmask.data.views.canvas import UnreadableImage, read_picture
 from leanmask.data.withholding.clicks import innermost_pixel
 from leanmask.errors import ConfigError, DataError
 from leanmask.run import train
@@ -285,6 +288,44 @@ def test_large_images_come_downsized_with_exact_coordinates(tmp_path: Path) -> N
     assert np.argwhere(near[..., 0]).min(0).tolist() == [10, 10]
 
 
+def test_an_image_that_many_ask_for_at_once_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = 5
+    source = open_source(write_boxes(tmp_path / "d", images=1))
+    pictures = Pictures(source)
+    reads: list[Path] = []
+    all_reading = threading.Barrier(people)
+
+    def read(path: Path, *given: Any) -> Image.Image:
+        reads.append(path)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            all_reading.wait(0.5)  # passes only where everybody reads
+        return read_picture(path, *given)
+
+    monkeypatch.setattr("leanmask.annotate.pictures.read_picture", read)
+    with ThreadPoolExecutor(people) as threads:
+        parts = list(threads.map(lambda number: pictures.part(0, Part((number, 0, 30, 30), 30)), range(people)))
+    assert len(reads) == 1
+    assert len({part.content for part in parts}) == people
+
+
+def test_large_images_are_decoded_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(open_source(write_boxes(tmp_path / "d", images=2)))
+    together: list[Path] = []
+    both_reading = threading.Barrier(2)
+
+    def read(path: Path, *given: Any) -> Image.Image:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_reading.wait(0.5)
+            together.append(path)
+        return read_picture(path, *given)
+
+    monkeypatch.setattr("leanmask.annotate.pictures.read_picture", read)
+    monkeypatch.setattr("leanmask.annotate.pictures.LARGE_PIXELS", 160 * 120)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(pictures.part, range(2)))
+    assert not together
+
+
 def test_rotated_photographs_are_shown_upright(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     image = Image.new("RGB", (40, 20))
@@ -323,6 +364,7 @@ def test_missing_and_damaged_images(tmp_path: Path) -> None:
     assert desk.progress()["problems"] == 1
     with pytest.raises(UnreadableImage, match="no image"):
         Pictures(work.source).part(1)
+    assert list(desk.problems) == [("image", 0)]
     desk.set_aside(1, "damaged")
     assert {unit["picture"] for unit in desk.claim(desk.annotators[0], "tab-00000001", 10)} == {2}
     assert desk.progress()["answers_left"] == 20

@@ -7,47 +7,18 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from annotate_helpers import Server, chromium, wait_until, write_boxes, write_photos
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Page, Route
 from test_annotate import pseudo_file
 
 STATIC = Path(__file__).parent.parent / "leanmask" / "annotate" / "static"
-DESKTOP = {"width": 1280, "height": 720}
 
 needs_browser = pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt install chromium)")
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no Node on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a browser of its own; an error on any page fails the test."""
-    contexts, errors = [], []
-
-    def opening(url: str, **given: Any) -> Page:
-        context = browser.new_context(**{"viewport": DESKTOP, **given})
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(url)
-        return page
-
-    yield opening
-    for context in contexts:
-        context.close()
-    assert not errors
 
 
 def shown(page: Page, text: str) -> None:
@@ -120,7 +91,7 @@ def test_the_next_point_shows_at_once(tmp_path: Path, open_page: Callable[..., P
 def test_a_phone_by_touch_and_zoomed_in(tmp_path: Path, open_page: Callable[..., Page]) -> None:
     with Server(write_boxes(tmp_path / "d", images=8), "--points", 2, "--annotators", "anna") as server:
         phone = open_page(server.url, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
-        before = what(phone, "points:")
+        what(phone, "points:")
         for name in ("object", "background", "unsure", "undo", "skip"):
             box = phone.locator(f"[data-action={name}]").bounding_box()
             assert box is not None
@@ -128,9 +99,6 @@ def test_a_phone_by_touch_and_zoomed_in(tmp_path: Path, open_page: Callable[...,
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= 360
             assert box["y"] + box["height"] <= 740
-        phone.tap("[data-action=background]")
-        phone.wait_for_selector(f'#stage:not([data-shown="{before}"])')
-        wait_until(lambda: answers(server) == 1)
         # 200 % on a laptop is half as many CSS pixels.
         zoomed = open_page(server.url, viewport={"width": 640, "height": 360}, device_scale_factor=2)
         what(zoomed, "points:")
@@ -138,6 +106,60 @@ def test_a_phone_by_touch_and_zoomed_in(tmp_path: Path, open_page: Callable[...,
             assert zoomed.locator(f"#{name}").bounding_box()["height"] > 120
         zoomed.locator("[data-action=object]").scroll_into_view_if_needed()
         assert zoomed.locator("[data-action=object]").is_visible()
+
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+
+
+@needs_browser
+def test_a_whole_session_by_touch(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    data = write_boxes(tmp_path / "d", images=1)
+    with Server(data, "--points", 2, "--annotators", "anna") as server:
+        page = open_page(server.url, **PHONE)
+        target = what(page, "points:").split(":")[1]
+        for name, place in (("object", 1), ("undo", 0), ("background", 1)):
+            page.tap(f"[data-action={name}]")
+            shown(page, f"points:{target}:{place}")
+        page.tap("[data-action=unsure]")
+        page.wait_for_selector('#stage[data-shown^="points:"][data-shown$=":0"]')  # the other object
+        page.tap("[data-action=skip]")
+        shown(page, "nothing")
+        assert "Everything is labelled" in page.inner_text("#message")
+        page.tap("#choices button")  # takes the skip back
+        page.wait_for_selector('#stage[data-shown^="points:"][data-shown$=":0"]')
+        page.tap("[data-action=object]")
+        page.wait_for_selector('#stage[data-shown^="points:"][data-shown$=":1"]')
+        page.tap("[data-action=object]")
+        shown(page, "nothing")
+        wait_until(lambda: answers(server) == 4)
+        out = " ".join(server.stop().split())
+    assert "3 points on 2 objects, 1 unsure and left out" in out
+    rows = json.loads((data / "labelling" / "instances_train.json").read_text())["annotations"]
+    assert {row["id"]: row["point_labels"] for row in rows}[int(target)] == [0]
+    assert sorted(row["point_labels"] for row in rows) == [[0], [1, 1]]
+
+
+@needs_browser
+def test_boxes_by_touch(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    photos = write_photos(tmp_path / "photos", count=1, size=(300, 400))
+    with Server(photos, "--boxes", "--classes", "cat,dog,cow", "--annotators", "anna") as server:
+        page = open_page(server.url, **PHONE)
+        what(page, "boxes:")
+        for x, y in ((100, 150), (150, 100), (200, 150), (150, 220)):
+            canvas = page.locator("#object").bounding_box()  # the line above it may be longer now
+            scale = min(canvas["width"] / 400, canvas["height"] / 300)
+            left = canvas["x"] + (canvas["width"] - 400 * scale) / 2
+            top = canvas["y"] + (canvas["height"] - 300 * scale) / 2
+            page.touchscreen.tap(left + x * scale, top + y * scale)
+        page.get_by_role("option", name="dog").tap()
+        page.wait_for_selector('#stage[data-shown$=":1"]')
+        page.tap("[data-action=done]")
+        shown(page, "nothing")
+        wait_until(lambda: answers(server) == 2)
+        server.stop()
+    (row,) = json.loads((photos / "labelling" / "instances_train.json").read_text())["annotations"]
+    assert row["category_id"] == 2
+    assert row["bbox"] == pytest.approx([100, 100, 100, 120], abs=2 / scale)
 
 
 @needs_browser
@@ -181,9 +203,13 @@ def test_a_killed_server_and_a_slow_network_lose_nothing(tmp_path: Path, open_pa
             page.wait_for_timeout(150)
             route.continue_()
 
-        page.route("**/api/answers", slowly)
-        for key in ("j", "f"):
-            page.keyboard.press(key)
+        for slow in ("**/api/answers", "**/api/pictures/**"):
+            page.route(slow, slowly)
+        page.reload()
+        page.wait_for_selector('#stage[data-shown$=":3"]')
+        page.keyboard.press("j")
+        page.wait_for_selector('#stage[data-shown^="points:"][data-shown$=":0"]')  # the next object
+        page.keyboard.press("f")
         for _ in range(100):  # routes are served while the page waits
             page.wait_for_timeout(50)
             if answers(again) == 5:
@@ -204,7 +230,7 @@ def test_missing_and_damaged_images_are_left_out(tmp_path: Path, open_page: Call
         shown(page, "points:300:0")
         page.keyboard.press("f")
         shown(page, "nothing")
-        assert "2 images could not be read" in page.inner_text("#message")
+        assert "2 images or objects cannot be shown" in page.inner_text("#message")
 
 
 @needs_browser
@@ -337,7 +363,9 @@ const send = async (entries) => {
   if (broken) throw new Error("offline");
   sent.push(...entries.map((entry) => entry.id));
 };
-const make = (tab) => new Outbox({ storage, prefix: "p", tab, send, wait: (call) => later.push(call) });
+const make = (tab, given = {}) => new Outbox({
+  storage, prefix: "p", tab, send, wait: (call) => later.push(call), ...given,
+});
 const turn = async () => { for (const call of later.splice(0)) { await call(); } await new Promise(setImmediate); };
 const box = make("one");
 for (const id of ["a", "b"]) box.add({ id, annotator: "anna", tab: "one" });
@@ -360,6 +388,56 @@ assert.deepEqual(batchOf([anna("x"), taken, anna("z")]).length, 1);
 assert.deepEqual(batchOf([taken, anna("z")]), [taken]);
 assert.equal(batchOf(Array.from({ length: 80 }, (_, place) => anna(String(place)))).length, 50);
 assert.match(newId(), /^[0-9a-f]{32}$/);
+
+// What is put in front while a request is on its way is sent as well.
+storage.map.clear();
+storage.setItem("p:closed", JSON.stringify([anna("early")]));
+sent.length = 0;
+const joining = make("joining");
+joining.add(anna("late"));
+joining.adopt();
+for (let round = 0; round < 3; round += 1) await turn();
+assert.deepEqual(new Set(sent), new Set(["early", "late"]));
+
+// What is refused stays in the browser and stops nobody else; several sent together are refused one by one.
+storage.map.clear();
+let allowed = ["anna"];
+const accepted = [];
+const strict = async (entries) => {
+  if (!allowed.includes(entries[0].annotator)) throw Object.assign(new Error("none of them"), { status: 403 });
+  if (entries.some((entry) => entry.id === "malformed")) throw Object.assign(new Error("no"), { status: 422 });
+  if (entries[0].undo) return [];
+  accepted.push(...entries.map((entry) => entry.id).filter((id) => id !== "gone"));
+  return entries.map(({ id }) => ({ id, status: id === "gone" ? "refused" : "saved", reason: "no image" }));
+};
+const told = [];
+const open = async (tab) => {
+  const made = make(tab, { send: strict, refused: (reason) => told.push(reason) });
+  made.adopt();
+  for (let round = 0; round < 9; round += 1) await turn();
+  return made;
+};
+const kept = () => JSON.parse(storage.getItem("p-refused") ?? "[]").map((entry) => entry.id);
+const bens = { ...anna("bens"), annotator: "ben" };
+storage.setItem("p:old", JSON.stringify([bens, anna("a1"), anna("malformed"), anna("a2")]));
+const first = await open("first");
+assert.deepEqual(accepted, ["a1", "a2"]);
+assert.deepEqual(kept(), ["bens", "malformed"]);
+assert.deepEqual(told, ["none of them", "no"]);
+assert.deepEqual(later, []);
+first.add(anna("gone"));
+first.add(anna("a3"));
+for (let round = 0; round < 3; round += 1) await turn();
+assert.deepEqual(accepted, ["a1", "a2", "a3"]);
+assert.deepEqual(kept(), ["bens", "malformed", "gone"]);
+assert.equal(storage.getItem("p:first"), null);
+first.add({ id: "gone", undo: true, annotator: "anna", tab: "t" }); // taken back: not offered again
+await turn();
+assert.deepEqual(kept(), ["bens", "malformed"]);
+allowed = ["anna", "ben"];
+await open("second");
+assert.deepEqual(accepted, ["a1", "a2", "a3", "bens"]);
+assert.deepEqual(kept(), ["malformed"]);
 
 const classes = ["Dog", "hot dog", "cat"].map((name, id) => ({ id, name }));
 assert.deepEqual(matching(classes, "dog").map((item) => item.name), ["Dog", "hot dog"]);

@@ -142,6 +142,7 @@ BOX = {"kind": "boxes", "target": 0, "value": "box"}
         ({"value": "maybe"}, "'maybe' is no answer about points"),
         ({"target": 5}, "there is no object 5"),
         ({"position": 5000}, "position 5000"),
+        ({"position": 3}, "position 3; allowed: up to 2"),  # three points were asked for
         ({"value": "skip"}, "only skip and done"),
         ({"kind": "boxes", "target": 99, "value": "box"}, "there is no image 99"),
         ({"kind": "boxes", "target": 0, "value": "box"}, "a box needs"),

@@ -41,7 +41,8 @@ class Desk:
     ) -> None:
         """units: what there is to do, in order; None = all that the job asks for."""
         self.source, self.store, self.job, self.annotators = source, store, job, tuple(annotators)
-        self.problems: dict[int, str] = {}  # pictures that cannot be read, and why
+        # What cannot be shown, and why: ("image", position) or ("object", id).
+        self.problems: dict[tuple[str, int], str] = {}
         self._lock = threading.Lock()
         self._drawn = {thing.id: thing for thing in drawn_things(source, store.answers())}
         wanted = units_of(source, job, tuple(self._drawn.values())) if units is None else units
@@ -49,7 +50,7 @@ class Desk:
         self.dealer.restore(store.given(), store.leases(time.time()))
 
     def progress(self) -> dict[str, int]:
-        """How far everybody is together. problems: images that turned out not to be readable."""
+        """How far everybody is together. problems: images and objects that turned out not to be fit to be shown."""
         dealer = self.dealer
         return {
             "units": len(dealer.units),
@@ -82,20 +83,30 @@ class Desk:
     def _described(self, unit: Unit) -> dict[str, Any] | None:
         thing = None if unit.kind == "boxes" else self._thing(unit.target)
         picture = unit.target if thing is None else thing.picture
-        if picture in self.problems:
+        if ("image", picture) in self.problems or (thing is not None and ("object", thing.id) in self.problems):
             return None
         try:
             if not self.source.pictures[picture].path.is_file():
                 raise DataError(f"image {self.source.pictures[picture].path} does not exist")
-            return describe(self.source, self.job, unit, thing)
+            self.source.size_of(picture)
         except DataError as error:
-            self.problems[picture] = str(error)
+            self.problems["image", picture] = str(error)
+            return None
+        try:
+            return describe(self.source, self.job, unit, thing)
+        except DataError as error:  # of this object alone: the others of its image can be shown
+            self.problems["object", unit.target] = f"annotation {unit.target}: {error}"
             return None
 
     def set_aside(self, picture: int, reason: str) -> None:
-        """Show a picture no more: it turned out to be damaged."""
+        """Show a picture no more: its file is damaged, or not what its annotations say."""
         with self._lock:
-            self.problems[picture] = reason
+            self.problems["image", picture] = reason
+
+    def set_object_aside(self, target: int, reason: str) -> None:
+        """Show the object with this id no more: its mask cannot be read."""
+        with self._lock:
+            self.problems["object", target] = reason
 
     def _thing(self, target: int) -> Thing | None:
         index = self.source.thing_index.get(target)
@@ -107,7 +118,10 @@ class Desk:
         What is asked about must exist; who holds the unit does not matter, so that an answer which a slow network or a
         restart delayed is never lost.
         """
-        reason = self._fault(answer)
+        try:
+            reason = self._fault(answer)
+        except DataError as error:  # an image that is gone by now: one answer's fault, not that of all sent with it
+            reason = str(error)
         if reason:
             return "refused", reason
         with self._lock:
@@ -132,8 +146,16 @@ class Desk:
             return self._box_fault(answer)
         if self._thing(answer.target) is None:
             return f"there is no object {answer.target}"
-        most = MOST_POINTS if answer.kind == "points" else 1
+        most = self._asked(answer.target) if answer.kind == "points" else 1
         return "" if answer.position < most else f"position {answer.position}; allowed: up to {most - 1}"
+
+    def _asked(self, target: int) -> int:
+        """How many points of an object anybody has been shown, at most."""
+        number = self.dealer.index.get(("points", target))
+        if number is not None:
+            return self.dealer.units[number].count
+        # A session of another kind takes points that an earlier one asked for and a slow network brings only now.
+        return self.job.asked if self.job.kind == "points" else MOST_POINTS
 
     def _box_fault(self, answer: Answer) -> str:
         if not 0 <= answer.target < len(self.source.pictures):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from leanmask.errors import DataError
 from leanmask.rle import Region, polygon_crop, rle_crop
 
 MOST_DECODED_BYTES = 512 * 2**20  # of images kept decoded; the newest stays however large it is
+READING_LOCKS = 64  # an image is read by one thread at a time; few images share a lock
+LARGE_PIXELS = 64_000_000  # images from this size on are decoded one after another, so that memory holds one at a time
 LOSSLESS_PIXELS = 160_000  # a part this small is sent without loss, so that single pixels can be judged
 FILL_RGBA = (0, 114, 178, 100)  # blue that people with any colour vision tell from the image below
 EDGE_PX = 7
@@ -41,23 +44,30 @@ class Encoded:
     media_type: str
 
 
+class NotOnImage(DataError):
+    """A region that does not lie on its image: a mistake of whoever asks, not of the image."""
+
+
 class Pictures:
     """Reads the images of a source; for several threads at once."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the decoded images
+        self._large = threading.Lock()
+        self._reading = tuple(threading.Lock() for _ in range(READING_LOCKS))
         self._decoded: OrderedDict[int, Image.Image] = OrderedDict()
 
     def part(self, picture: int, part: Part | None = None) -> Encoded:
-        """A part of a picture (None: all of it). Raises DataError for one that is missing or damaged, or a region that
-        does not lie on it.
+        """A part of a picture (None: all of it). Raises NotOnImage for a region that does not lie on it, any other
+        DataError for a picture that is missing, damaged, or not what its annotations say.
         """
         image = self._image(picture)
         part = part or Part((0, 0, *image.size), max(image.size))
-        left, top, right, bottom = _corners(part.region, image.size)
-        cut = image.crop((left, top, right, bottom))
-        cut = cut.resize(_fitted(cut.size, part.longest), Image.Resampling.BOX, reducing_gap=2.0)
+        box = _corners(part.region, image.size)
+        size = _fitted((box[2] - box[0], box[3] - box[1]), part.longest)
+        # Not cropped first: that would copy the whole of a large image once more.
+        cut = image.resize(size, Image.Resampling.BOX, box=box, reducing_gap=2.0)
         return _encode(cut.convert("RGB"))
 
     def mask(self, thing: int, part: Part) -> Encoded:
@@ -81,25 +91,39 @@ class Pictures:
         return _encode(_drawn(Image.fromarray(crop * np.uint8(255)).resize(size, Image.Resampling.NEAREST)))
 
     def _image(self, picture: int) -> Image.Image:
+        # The page asks for several parts of an image at once; whoever comes second waits for the first one's reading.
+        with self._reading[picture % READING_LOCKS]:
+            image = self._kept(picture)
+            if image is None:
+                image = self._read(picture)
+                self._keep(picture, image)
+        return image
+
+    def _read(self, picture: int) -> Image.Image:
+        source = self._source
+        size = source.size_of(picture)
+        with self._large if size[0] * size[1] >= LARGE_PIXELS else nullcontext():
+            return read_picture(source.pictures[picture].path, size, source.exif)
+
+    def _kept(self, picture: int) -> Image.Image | None:
         with self._lock:
             if picture in self._decoded:
                 self._decoded.move_to_end(picture)
-                return self._decoded[picture]
-        source = self._source
-        image = read_picture(source.pictures[picture].path, source.size_of(picture), source.exif)
+            return self._decoded.get(picture)
+
+    def _keep(self, picture: int, image: Image.Image) -> None:
         with self._lock:
             self._decoded[picture] = image
             sizes = {key: kept.width * kept.height * len(kept.getbands()) for key, kept in self._decoded.items()}
             while sum(sizes.values()) > MOST_DECODED_BYTES and len(sizes) > 1:
                 oldest, _ = self._decoded.popitem(last=False)
                 del sizes[oldest]
-        return image
 
 
 def _corners(region: Region, size: tuple[int, int]) -> tuple[int, int, int, int]:
     x, y, w, h = region
     if x < 0 or y < 0 or w <= 0 or h <= 0 or x + w > size[0] or y + h > size[1]:
-        raise DataError(f"the region {list(region)} does not lie on an image of {size[0]} x {size[1]} pixels")
+        raise NotOnImage(f"the region {list(region)} does not lie on an image of {size[0]} x {size[1]} pixels")
     return x, y, x + w, y + h
 
 

@@ -29,6 +29,7 @@ from leanmask.errors import RunError
 PORT, PORTS_TRIED = 8765, 50
 LARGEST_IMAGE_PIXELS = 500_000_000  # Pillow refuses twice as many; its own limit is for pictures of strangers
 SHUTDOWN_SECONDS = 3
+PROBLEMS_SAID = 20
 Say = Callable[[str], None]
 
 
@@ -62,6 +63,7 @@ def annotate_data(
             if masks:
                 say(f"{masks} of the queue's items are masks, which this page does not draw: see `leanmask convert`")
             _serve(desk, serve, say)
+            _say_problems(desk, say)
             return work.export()
     finally:
         work.store.close()
@@ -76,6 +78,14 @@ def export_annotations(
         return work.export(out)
     finally:
         work.store.close()
+
+
+def _say_problems(desk: Desk, say: Say) -> None:
+    reasons = list(desk.problems.values())
+    for reason in reasons[:PROBLEMS_SAID]:
+        say(f"left out: {reason}")
+    if len(reasons) > PROBLEMS_SAID:
+        say(f"left out: {len(reasons) - PROBLEMS_SAID} more images or objects")
 
 
 @contextmanager

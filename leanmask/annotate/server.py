@@ -15,10 +15,9 @@ from pydantic.types import StringConstraints
 
 from leanmask.annotate.desk import Desk
 from leanmask.annotate.guard import Guard, Pass
-from leanmask.annotate.pictures import Encoded, Part, Pictures
+from leanmask.annotate.pictures import Encoded, NotOnImage, Part, Pictures
 from leanmask.annotate.store import Answer
 from leanmask.annotate.tasks import MOST_BOXES, WHOLE
-from leanmask.data.views.canvas import UnreadableImage
 from leanmask.errors import DataError
 from leanmask.version import __version__
 
@@ -186,7 +185,9 @@ def picture(request: Request, picture: Number, cut: Annotated[Cut, Query()]) -> 
         raise HTTPException(404, f"there is no picture {picture}")
     try:
         return _sent(pictures.part(picture, cut.part()))
-    except UnreadableImage as error:
+    except NotOnImage:
+        raise
+    except DataError as error:
         desk.set_aside(picture, str(error))
         raise
 
@@ -199,7 +200,11 @@ def mask(request: Request, thing: Number, cut: Annotated[Cut, Query()]) -> Respo
     if index is None or not desk.source.holds(desk.source.things[index].picture, (cut.x, cut.y, cut.width, cut.height)):
         raise HTTPException(404, f"there is no object {thing}, or the region does not lie on its image")
     pictures: Pictures = request.app.state.pictures
-    return _sent(pictures.mask(index, cut.part()))
+    try:
+        return _sent(pictures.mask(index, cut.part()))
+    except DataError as error:
+        desk.set_object_aside(thing, str(error))
+        raise
 
 
 def _sent(encoded: Encoded) -> Response:

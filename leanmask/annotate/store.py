@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -251,13 +251,6 @@ class Store:
         if rows:
             with self._connection.begin():
                 self._connection.execute(sa.insert(_leases).prefix_with("OR REPLACE"), rows)
-
-    def release(self, leases: Iterable[Lease]) -> None:
-        """Forget leases."""
-        with self._connection.begin():
-            for lease in leases:
-                same = (_leases.c.kind == lease.kind) & (_leases.c.target == lease.target)
-                self._connection.execute(sa.delete(_leases).where(same & (_leases.c.annotator == lease.annotator)))
 
 
 def _connect(path: Path) -> sa.Connection:

@@ -14,11 +14,13 @@ async function ask(path, body) {
     body: JSON.stringify(body),
   };
   const response = await fetch(path, { credentials: "same-origin", ...options });
-  if (!response.ok) {
-    const told = await response.json().catch(() => ({}));
-    throw new Refused(response.status, typeof told.detail === "string" ? told.detail : response.statusText);
-  }
+  if (!response.ok) throw await refusal(response);
   return response.json();
+}
+
+async function refusal(response) {
+  const told = await response.json().catch(() => ({}));
+  return new Refused(response.status, typeof told.detail === "string" ? told.detail : response.statusText);
 }
 
 export const state = () => ask("/api/state");
@@ -33,10 +35,16 @@ const query = (view, longest) =>
 export const pictureUrl = (picture, view, longest) => `/api/pictures/${picture}?${query(view, longest)}`;
 export const maskUrl = (thing, view, longest) => `/api/masks/${thing}?${query(view, longest)}`;
 
-/** A picture, decoded; rejects when it cannot be had. */
+/** A picture, decoded. Rejects with Refused, whose status says why, or with another error when the network failed. */
 export async function load(url) {
   const image = new Image();
   image.src = url;
-  await image.decode();
+  try {
+    await image.decode();
+  } catch (error) {
+    // An image does not tell a server that is away from a picture that is damaged; asking once more does.
+    const response = await fetch(url, { credentials: "same-origin" });
+    throw response.ok ? error : await refusal(response);
+  }
   return image;
 }

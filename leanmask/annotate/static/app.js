@@ -4,9 +4,10 @@ import * as api from "./api.js";
 import { Boxes } from "./boxes.js";
 import { Chooser } from "./chooser.js";
 import { Desk, sender } from "./desk.js";
-import { Outbox, newId } from "./outbox.js";
+import { Outbox } from "./outbox.js";
 import { Points } from "./points.js";
 import { Review } from "./review.js";
+import { tabName } from "./tab.js";
 import { Stopwatch, duration } from "./timing.js";
 
 const NOUNS = { points: "objects", boxes: "images", review: "pseudo-labels" };
@@ -22,24 +23,9 @@ let mode = null;
 let chooser;
 let busy = false;
 let waiting = null;
+let advancing = null; // the one search for a next unit that counts; another search, or an undo, ends it
 
 const keyName = (key) => KEY_NAMES[key] ?? key.toUpperCase();
-
-/** A name of this tab that survives a reload; a duplicated tab gets one of its own. */
-async function tabName() {
-  let name = sessionStorage.getItem("leanmask-tab") ?? newId();
-  if (navigator.locks) {
-    const mine = await new Promise((resolve) => {
-      navigator.locks.request(`leanmask-${name}`, { ifAvailable: true }, (lock) => {
-        resolve(lock !== null);
-        return lock ? new Promise(() => {}) : undefined; // held as long as the tab lives
-      });
-    });
-    if (!mine) name = newId();
-  }
-  sessionStorage.setItem("leanmask-tab", name);
-  return name;
-}
 
 function say(text, choices = []) {
   $("text").textContent = text;
@@ -105,10 +91,11 @@ function showFigures() {
   $("left").textContent = `${progress.units_done} of ${progress.units} ${noun}${left}`;
 }
 
-function showSync(count, failing) {
+function showSync(count, failing, refused) {
   const sync = $("sync");
-  sync.dataset.state = failing ? "waiting" : "fine";
-  sync.textContent = failing ? `offline: ${count} kept here, sent again soon` : count > 2 ? `sending ${count}` : "saved";
+  sync.dataset.state = failing ? "waiting" : refused ? "refused" : "fine";
+  const text = failing ? `offline: ${count} kept here, sent again soon` : count > 2 ? `sending ${count}` : "saved";
+  sync.textContent = refused ? `${text}; ${refused} refused, kept here` : text;
 }
 
 function redraw() {
@@ -123,8 +110,9 @@ function redraw() {
 }
 
 function begin(unit) {
-  clearTimeout(waiting);
+  halt();
   quiet();
+  desk.take(unit);
   mode = desk.modes[unit.kind];
   showActions(unit.kind);
   mode.start(unit);
@@ -133,26 +121,37 @@ function begin(unit) {
   redraw();
 }
 
+function halt() {
+  clearTimeout(waiting);
+  advancing = null;
+}
+
 async function advance() {
+  halt();
+  const search = {};
+  advancing = search;
+  const overtaken = () => advancing !== search;
   try {
     const unit = await desk.next();
+    if (overtaken()) return;
     if (unit) begin(unit);
-    else await rest();
+    else await rest(overtaken);
   } catch (error) {
-    lost(error);
+    if (!overtaken()) lost(error);
   }
 }
 
-async function rest() {
-  mode = null;
+async function rest(overtaken) {
   await desk.outbox.flush();
   const [told, about] = await Promise.all([api.statistics(), api.state()]);
+  if (overtaken()) return;
   desk.progress = about.progress;
   const mine = told.speed.filter((item) => item.annotator === desk.annotator);
   const lines = mine.map((item) => `${item.answers} answers, ${(item.median_seconds ?? 0).toFixed(2)} s each`);
   const open = desk.progress?.answers_left > 0;
   const head = open ? "Others are working on the rest. What they leave comes here." : "Everything is labelled. Thank you.";
-  const problems = desk.progress?.problems ? [`${desk.progress.problems} images could not be read and are left out.`] : [];
+  const broken = desk.progress?.problems;
+  const problems = broken ? [`${broken} images or objects cannot be shown and are left out; the reasons are printed at the end.`] : [];
   showFigures();
   say([head, ...lines, ...problems].join("\n"), desk.history.length ? [{ label: "Undo the last answer", action: undo }] : []);
   $("stage").dataset.shown = "nothing";
@@ -184,15 +183,14 @@ async function act(name) {
     return;
   }
   desk.finish(unit);
-  const loaded = desk.units[0]?.image && (desk.units[0].maskImage || !desk.units[0].mask);
-  if (loaded) {
-    const next = desk.units.shift();
-    desk.current = next;
-    begin(next);
-    desk.stock().catch(() => {});
-  } else {
-    await advance();
+  if (desk.units[0]?.ready) {
+    begin(desk.units[0]);
+    return;
   }
+  mode = null; // what is still on the screen is answered; keys wait for the next unit
+  $("step").textContent = "loading";
+  $("stage").dataset.shown = "loading";
+  await advance();
 }
 
 function undo() {
@@ -205,7 +203,7 @@ function undo() {
     $("note").textContent = "There is nothing to undo.";
     return;
   }
-  clearTimeout(waiting);
+  halt();
   quiet();
   mode = desk.modes[unit.kind];
   showActions(unit.kind);
@@ -268,13 +266,12 @@ async function main() {
   const stopwatch = new Stopwatch();
   const onProgress = (told) => {
     desk.progress = told.progress;
-    const refused = (told.results ?? []).find((result) => result.status === "refused");
-    if (refused) $("note").textContent = `Not saved: ${refused.reason}`;
     showFigures();
   };
   const tab = await tabName();
   const outbox = new Outbox({
     storage: localStorage, prefix: `leanmask:${about.store}`, tab, send: sender(onProgress), changed: showSync,
+    refused: (reason) => { $("note").textContent = $("sync").title = `Not saved: ${reason}`; },
   });
   chooser = new Chooser({
     section: $("chooser"), input: $("class"), list: $("matches"), categories: about.categories,

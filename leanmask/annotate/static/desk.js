@@ -6,6 +6,7 @@ import { newId } from "./outbox.js";
 const AHEAD = 4; // units that are claimed and whose pictures are loaded before they are shown
 const KEPT_PICTURES = 60;
 const REMEMBERED = 200; // answers that can be undone
+const NO_PICTURE = 404; // what is wrong is the picture, so that trying again is of no use
 
 export class Desk {
   constructor({ annotator, tab, outbox, stopwatch, modes, categories, redraw, note, chooseClass }) {
@@ -60,35 +61,73 @@ export class Desk {
     const told = await api.claim(this.annotator, this.tab, AHEAD + 1);
     this.progress = told.progress;
     const known = new Set([...this.units, this.current].filter(Boolean).map((unit) => this.key(unit)));
-    const unsent = new Map(this.outbox.entries.filter((entry) => !entry.undo).map((entry) => [entry.id, entry]));
+    const undone = new Set(this.outbox.entries.filter((entry) => entry.undo).map((entry) => entry.id));
+    const stands = (item) => !undone.has(item.id);
+    const unsent = this.outbox.entries.filter((entry) => !entry.undo && stands(entry));
     for (const unit of told.units) {
       if (known.has(this.key(unit)) || this.finished.has(this.key(unit))) continue;
-      const own = [...unsent.values()].filter((entry) => entry.kind === unit.kind && entry.target === unit.target);
+      const own = unsent.filter((entry) => entry.kind === unit.kind && entry.target === unit.target);
+      unit.given = unit.given.filter(stands);
       unit.given.push(...own.filter((entry) => !unit.given.some((item) => item.id === entry.id)));
-      unit.loading = this.modes[unit.kind].prepare(unit);
-      unit.loading.catch(() => {});
+      if (this.answered(unit)) continue; // the server does not know yet
       this.units.push(unit);
+      this.prepare(unit);
     }
   }
 
-  /** The next unit, its pictures loaded; null when there is none. Units whose pictures are broken are left out. */
+  answered(unit) {
+    const pieces = unit.given.filter((item) => item.position >= 0).length;
+    return pieces < unit.given.length || (unit.count > 0 && pieces >= unit.count);
+  }
+
+  /** Load a unit's pictures; what the network broke off is begun anew by the next call. */
+  prepare(unit) {
+    unit.loading ??= this.modes[unit.kind].prepare(unit).then(
+      () => { unit.ready = true; },
+      (error) => {
+        if (error.status !== NO_PICTURE) unit.loading = null;
+        throw error;
+      },
+    );
+    unit.loading.catch(() => {}); // whoever waits for it is told
+    return unit.loading;
+  }
+
+  /**
+   * The next unit, its pictures loaded; null when there is none. It stays in line until `take`. Units whose pictures
+   * are damaged are left out; rejects when the server is away, and can be called again then.
+   */
   async next() {
     for (;;) {
-      if (!this.units.length) {
-        this.current = null;
-        await this.stock();
-      } else this.stock().catch(() => {});
-      const unit = this.units.shift();
+      if (this.units.length) this.stock().catch(() => {});
+      else await this.stock();
+      const [unit] = this.units;
       if (!unit) return null;
-      this.current = unit;
+      this.units.forEach((other) => this.prepare(other));
       try {
-        await unit.loading;
+        await this.prepare(unit);
         return unit;
-      } catch {
+      } catch (error) {
+        this.drop(unit);
+        if (error.status !== NO_PICTURE) {
+          this.units.push(unit); // the others first, should it be this one alone
+          throw error;
+        }
         this.finished.add(this.key(unit));
         this.note(`${unit.name} cannot be shown and is left out.`);
       }
     }
+  }
+
+  /** Work on a unit that `next` gave, or that is ready at the head of the line. */
+  take(unit) {
+    this.drop(unit);
+    this.current = unit;
+    this.stock().catch(() => {});
+  }
+
+  drop(unit) {
+    this.units = this.units.filter((other) => other !== unit);
   }
 
   /** Send an answer on its way; returns what is remembered of it. */
@@ -110,6 +149,7 @@ export class Desk {
     this.finished.delete(this.key(unit));
     this.outbox.add({ undo: true, id: item.id, annotator: this.annotator, tab: this.tab });
     if (this.current && this.current !== unit) this.units.unshift(this.current);
+    this.drop(unit);
     this.current = unit;
     this.stopwatch.show();
     return unit;
@@ -117,6 +157,7 @@ export class Desk {
 
   finish(unit) {
     this.finished.add(this.key(unit));
+    this.current = null;
   }
 
   /** What was answered before the page was loaded can be undone too. */
@@ -126,7 +167,7 @@ export class Desk {
   }
 }
 
-/** Sends entries of the outbox. Throws when they must be sent again. */
+/** Sends entries of the outbox; returns the server's results. Throws when all of them must be sent again. */
 export function sender(onProgress) {
   return async (entries) => {
     const [{ annotator, tab, undo, id }] = entries;
@@ -134,5 +175,6 @@ export function sender(onProgress) {
       ? await api.undo(annotator, tab, id)
       : await api.answer(annotator, tab, entries.map(({ annotator: _a, tab: _t, ...answer }) => answer));
     onProgress(told);
+    return told.results ?? [];
   };
 }

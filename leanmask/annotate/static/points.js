@@ -89,6 +89,7 @@ export class Points {
   act(name) {
     const { unit, place } = this;
     const whole = name === "skip";
+    if (!whole && place >= unit.points.length) return true; // there is no such point, so nobody has seen it
     const item = this.desk.answer({ unit, position: whole ? -1 : place, value: name });
     unit.given.push(item);
     this.place = this.nextPlace();
