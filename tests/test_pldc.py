@@ -191,6 +191,10 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[key], two[key]) for key in one)
 
 
+def apart(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    return sum(float((one[key].double() - two[key].double()).square().sum()) for key in one) ** 0.5
+
+
 @pytest.fixture(scope="module")
 def whole(semi: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(semi, tmp_path_factory.mktemp("pldc") / "whole", settings=settings_of(filter="adaptive")).folder
@@ -237,13 +241,49 @@ def test_nothing_of_the_unlabelled_images_annotations_is_read(semi: Path, whole:
     assert same(weights(tmp_path / "run"), weights(whole))
 
 
-def test_guided_distillation_starts_from_the_first_stages_teacher(semi: Path, tmp_path: Path) -> None:
-    guided = {"name": "guided_distillation", "frozen_fraction": 0.9, "class_quality": 0.02}
-    train(semi, tmp_path / "run", settings=merge(TINY, {"method": guided, "train": {"steps": 2}}))
+def test_mask2former_learns_from_pseudo_labels_and_a_killed_run_resumes_to_the_same_weights(
+    semi: Path, tmp_path: Path
+) -> None:
+    def kill(step: int, total: int, note: str) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    own = {"name": "mask2former", "channels": 32, "heads": 2, "queries": 8, "detections_per_image": 8}
+    thin = {"encoder_layers": 1, "encoder_feedforward": 32, "decoder_layers": 2, "feedforward": 32}
+    settings = merge(settings_of(class_quality=0.01), {"model": own | thin, "evaluation": {"who": ["teacher"]}})
+    train(semi, tmp_path / "whole", settings=settings)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()]
+    learned = [row["losses"] for row in rows if row["kind"] == "train"][1:]
+    names = ("class", "mask", "dice")
+    assert all(any(losses.get(f"loss_unlabelled_{name}", 0) > 0 for losses in learned) for name in names)
+    with pytest.raises(KeyboardInterrupt):
+        train(semi, tmp_path / "killed", settings=settings, on_progress=kill)
+    resume(tmp_path / "killed")
+    for part in ("student", "teacher"):
+        assert same(weights(tmp_path / "killed", part), weights(tmp_path / "whole", part))
+
+
+def test_guided_distillation_is_led_by_the_first_stages_teacher_and_then_follows(semi: Path, tmp_path: Path) -> None:
+    """Four steps of the student, frozen for the first three: until then its teacher is the first stage's best."""
+
+    def kill(step: int, total: int, note: str) -> None:
+        if step == 4 + 3:  # after the checkpoint of the student's step 2
+            raise KeyboardInterrupt
+
+    guided = {"name": "guided_distillation", "frozen_fraction": 0.75, "class_quality": 0.02, "ema_warmup_steps": 1}
+    settings = merge(TINY, {"method": guided, "train": {"steps": 4}})
+    with pytest.raises(KeyboardInterrupt):
+        train(semi, tmp_path / "run", settings=settings, on_progress=kill)
     first = load_file(tmp_path / "run" / "1-teacher" / "best.safetensors")
     student = tmp_path / "run" / "2-student"
-    assert "teacher_weights" in (student / "config.yaml").read_text()
-    assert same(weights(student, "teacher"), weights(student, "student")) or same(weights(student, "teacher"), first)
+    assert same(weights(student, "teacher"), first)
+    early = weights(student)
+    resume(tmp_path / "run")
+    assert not same(weights(student, "teacher"), first)
+    # One update of the EMA after teacher := student: near the student, far from the first teacher.
+    assert not same(weights(student, "teacher"), weights(student))
+    assert not same(weights(student, "teacher"), early)
+    assert apart(weights(student, "teacher"), weights(student)) < 0.5 * apart(weights(student, "teacher"), first)
 
 
 def test_unlabelled_images_that_leak_are_an_error_before_anything_is_written(semi: Path, tmp_path: Path) -> None:
