@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from run_helpers import TINY
 from safetensors.torch import load_file
 from torch import Tensor
@@ -284,6 +285,25 @@ def test_guided_distillation_is_led_by_the_first_stages_teacher_and_then_follows
     assert not same(weights(student, "teacher"), weights(student))
     assert not same(weights(student, "teacher"), early)
     assert apart(weights(student, "teacher"), weights(student)) < 0.5 * apart(weights(student, "teacher"), first)
+
+
+def test_folders_of_photographs_as_people_have_them(semi: Path, tmp_path: Path) -> None:
+    """Sorted into folders, with EXIF rotations, one cut off: trained on, and what could not be read is counted."""
+    sources = sorted(locate(semi)["unlabelled"].images.glob("train*"))[:1]
+    for number in range(4):
+        place = tmp_path / "pool" / f"day{number}"
+        place.mkdir(parents=True)
+        image = Image.open(sources[0]).resize((48 + number, 64))
+        exif = image.getexif()
+        exif[0x0112] = 6  # shown turned by a quarter
+        image.save(place / "a.jpg", exif=exif)
+    broken = tmp_path / "pool" / "day3" / "a.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    told = {"data": {"unlabelled": [str(tmp_path / "pool")]}, "train": {"batch_size": 4}, "evaluation": {"who": []}}
+    summary = train(semi, tmp_path / "run", settings=merge(settings_of(2, burn_in_fraction=0.0), told))
+    assert summary.unreadable == (str(broken),)
+    assert f"1 image files could not be read: {broken}" in summary.to_text()
+    assert summary.to_json()["unreadable"] == [str(broken)]
 
 
 def test_unlabelled_images_that_leak_are_an_error_before_anything_is_written(semi: Path, tmp_path: Path) -> None:

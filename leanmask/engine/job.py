@@ -67,12 +67,15 @@ class Job:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """steps: finished updates. seconds: wall time over all sittings. skipped_steps: updates left out as not finite."""
+    """steps: finished updates. seconds: wall time over all sittings. skipped_steps: updates left out as not finite.
+    unreadable: files whose place another image took.
+    """
 
     steps: int
     seconds: float
     best: Best | None
     skipped_steps: int
+    unreadable: tuple[str, ...] = ()
 
 
 def farewell(reason: Wish, step: int, job: Job, not_finite: str) -> LeanmaskError:
