@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ def test_the_coupled_filter_lets_one_quality_make_up_for_the_other() -> None:
     assert method(filter="coupled").pseudo_targets(Teacher(found), views_of(), 50)[1]["pseudo_objects"] == 2
 
 
+def test_the_coupled_threshold_is_the_product_of_the_two() -> None:
+    found = predicted([[0.8, 0.1]], [0.8])  # product 0.64
+    for settings, kept in (({}, 0), ({"class_quality": 0.7}, 1), ({"class_quality": 0.7, "coupled_quality": 0.7}, 0)):
+        counts = method(filter="coupled", **settings).pseudo_targets(Teacher(found), views_of(), 50)[1]
+        assert counts["pseudo_objects"] == kept
+
+
 def test_adaptive_thresholds_follow_and_are_saved() -> None:
     one = method(filter="adaptive", ema_keep=0.5)
     before = one.state_dict()
@@ -155,6 +163,11 @@ def test_a_judge_corrects_what_is_kept_and_fades() -> None:
 def test_unknown_judges(name: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         method(judge=name)
+
+
+def test_a_function_is_not_told_where_to_look() -> None:
+    with pytest.raises(ConfigError, match="method.judge_look is for clip: and open_clip:"):
+        method(judge="python:test_pldc:judge", judge_look="masks")
 
 
 def test_momentum() -> None:
@@ -332,3 +345,33 @@ def test_classes_that_nothing_is_kept_of_are_told() -> None:
         told += method.losses(student, Teacher(sure), batch, step % 100).events  # type: ignore[arg-type]
     assert len(told) == 1
     assert "of dust (0.00 an image, labelled 1.00)" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "lower"),
+    [
+        ({}, "lower method.class_quality or method.mask_quality"),
+        ({"filter": "coupled"}, r"lower method.coupled_quality \(now the product"),
+        ({"filter": "coupled", "coupled_quality": 0.9}, "lower method.coupled_quality$"),
+    ],
+)
+def test_thresholds_that_keep_nothing_are_told_once(settings: dict[str, Any], lower: str) -> None:
+    unsure = predicted([[0.5, 0.1], [0.3, 0.4]], [0.6, 0.7])
+    batch = Batch(labelled=views_of(), unlabelled=views_of())
+
+    def student(images: Tensor, targets: Any) -> tuple[dict[str, Tensor], None]:
+        return {"loss_mask": images.mean()}, None
+
+    def told(one: PLDC, teacher: Teacher, steps: int) -> list[str]:
+        found = [one.losses(student, teacher, batch, 50).events for _ in range(steps)]  # type: ignore[arg-type]
+        return [sentence for events in found for sentence in events if "nothing was kept" in sentence]
+
+    one = method(**settings)
+    assert told(one, Teacher(unsure), 150) == []
+    other = method(**settings)
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    (sentence,) = told(other, Teacher(unsure), 250)
+    assert "kept on 200 images; the best class quality seen is 0.50, mask quality 0.70" in sentence
+    assert re.search(lower, sentence)
+    assert told(other, Teacher(predicted([[0.99, 0.0]], [0.99])), 1) == []
+    assert len(told(other, Teacher(unsure), 200)) == 1

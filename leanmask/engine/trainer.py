@@ -22,7 +22,7 @@ from leanmask.engine.optim import build_optimiser
 from leanmask.engine.rng import RngState, capture_rng, restore_rng, untouched_rng
 from leanmask.engine.step import skipped_files
 from leanmask.engine.update import Outcome, Updater
-from leanmask.engine.watch import Watchdog
+from leanmask.engine.watch import Watchdog, WatchRules
 from leanmask.errors import RunError
 from leanmask.records import Batch
 
@@ -54,7 +54,8 @@ class _Training:
         distributed.share_module(job.teacher.model)
         self.live = Live(job.student, job.teacher.model, self.optimiser, job.method)
         self.checkpoints = job.folder / "checkpoints"
-        self.watchdog, self.meter = Watchdog(job.watch), Meter()
+        usual = WatchRules(stop_windows=job.train.collapse_stop_windows)
+        self.watchdog, self.meter = Watchdog(job.watch or usual), Meter()
         self.step = self.bad_in_a_row = self.skipped_steps = 0
         self.unreadable: dict[str, None] = {}  # files, of all processes
         self.owes_evaluation = False  # a run that was stopped at a step with an evaluation makes up for it
