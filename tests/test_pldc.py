@@ -166,7 +166,7 @@ def test_unknown_judges(name: str, said: str) -> None:
 
 
 def test_a_function_is_not_told_where_to_look() -> None:
-    with pytest.raises(ConfigError, match="method.judge_look is for clip: and open_clip:"):
+    with pytest.raises(ConfigError, match=r"method.judge_look is for clip: and open_clip:"):
         method(judge="python:test_pldc:judge", judge_look="masks")
 
 
