@@ -45,9 +45,8 @@ class DataConfig(Frozen):
     repeat_threshold: float = Field(
         0.0,
         ge=0,
-        le=1,
         description="images of classes in fewer than this share of the images are shown more often, by the square root "
-        "(repeat-factor sampling; LVIS: 0.001); 0 = all alike",
+        "(repeat-factor sampling; LVIS: 0.001; guided distillation: 10, all classes balanced); 0 = all alike",
     )
     workers: int = Field(2, ge=0, description="loader processes per training process")
 
@@ -129,6 +128,11 @@ class TrainConfig(Frozen):
     eval_every_steps: int = Field(0, ge=0, description="0 = only at the end")
     checkpoint_every_steps: int = Field(200, ge=1)
     log_every_steps: int = Field(10, ge=1)
+    collapse_stop_windows: int = Field(
+        0,
+        ge=0,
+        description="windows (50 steps) in a row with collapsed pseudo-labels that end the run; 0 = only say it",
+    )
     max_bad_steps: int = Field(5, ge=1, description="non-finite steps in a row before the run stops")
     trackers: tuple[str, ...] = Field((), description="further Accelerate trackers: wandb, mlflow, ...")
 

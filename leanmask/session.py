@@ -12,6 +12,7 @@ import torch
 import yaml
 from accelerate import PartialState
 
+from leanmask.config import DataConfig
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.dataset import EvalDataset, ImageSource, TrainDataset
 from leanmask.data.layout import SplitFiles, locate
@@ -103,6 +104,13 @@ class Session:
         truth = sources[0].truth if len(sources) == 1 else None
         return Unlabelled(pool, truth, by_name=sources[0].annotations is None)
 
+    def _unlabelled_data(self) -> DataConfig:
+        """How unlabelled images are read: all alike often; photographs with an EXIF rotation as they are shown, unless
+        the user wants pixels as they are stored, for no annotation can contradict them.
+        """
+        exif = "apply" if self.config.data.exif == "error" else self.config.data.exif
+        return self.config.data.model_copy(update={"repeat_threshold": 0.0, "exif": exif})
+
     def _loader(self) -> StepLoader:
         data, train, augment = self.config.data, self.config.train, self.config.augment
         if self.unlabelled is None and (data.unlabelled or train.unlabelled_batch_size):
@@ -115,8 +123,7 @@ class Session:
         if self.unlabelled is not None:
             # Another seed, or position n of both streams would be augmented alike; there are no masks to paste.
             bare = augment.model_copy(update={"copy_paste_probability": 0.0})
-            alike = data.model_copy(update={"repeat_threshold": 0.0})
-            more = TrainDataset(self.unlabelled.images, alike, bare, train.seed + UNLABELLED_SEED)
+            more = TrainDataset(self.unlabelled.images, self._unlabelled_data(), bare, train.seed + UNLABELLED_SEED)
             count = train.unlabelled_batch_size or train.batch_size
         return StepLoader(
             images,
@@ -196,7 +203,9 @@ class Session:
             if who not in self.metrics and path.is_file():
                 found = json.loads(path.read_text(encoding="utf-8"))["metrics"]
                 self.metrics[who] = {name: float("nan") if value is None else value for name, value in found.items()}
-        return TrainSummary(self.folder, result.steps, result.seconds, self.metrics, result.best)
+        return TrainSummary(
+            self.folder, result.steps, result.seconds, self.metrics, result.best, unreadable=result.unreadable
+        )
 
     def evaluate(self, step: int) -> Evaluated:
         """Measure the networks on the validation split, and the pseudo-labels where hidden truth is there."""
@@ -239,7 +248,8 @@ class Session:
         if truth is None:
             return None
         source: ImageSource = self.unlabelled.images if self.unlabelled else self.labelled
-        images = EvalDataset(source, self.config.data, every=max(1, len(source) // MEASURED_IMAGES))
+        data = self._unlabelled_data() if free else self.config.data
+        images = EvalDataset(source, data, every=max(1, len(source) // MEASURED_IMAGES))
         found: list[PseudoImage] = []
         files: list[str] = []
         for views in evaluation_batches(images, self.config.evaluation.batch_size, workers=self.config.data.workers):

@@ -16,6 +16,7 @@ OnStep = Callable[[int, int, str], None]
 class TrainSummary:
     """What a finished run was. metrics: by network, as evaluated last. best: which network `best.safetensors` holds.
     stages: the trainings of a run of several, in order, in whose steps and seconds all of them are counted.
+    unreadable: image files that could not be read, and whose place another one took.
     """
 
     folder: Path
@@ -24,12 +25,15 @@ class TrainSummary:
     metrics: dict[str, dict[str, float]]
     best: Mapping[str, Any] | None
     stages: tuple[TrainSummary, ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @classmethod
     def of_stages(cls, folder: Path, stages: Sequence[TrainSummary]) -> TrainSummary:
         """A run of several trainings: the last one's result for the work of all."""
         steps, seconds = sum(each.steps for each in stages), sum(each.seconds for each in stages)
-        return dataclasses.replace(stages[-1], folder=folder, steps=steps, seconds=seconds, stages=tuple(stages))
+        unreadable = tuple(dict.fromkeys(file for each in stages for file in each.unreadable))
+        last = dataclasses.replace(stages[-1], steps=steps, seconds=seconds, unreadable=unreadable)
+        return dataclasses.replace(last, folder=folder, stages=tuple(stages))
 
     def until(self, stage: str) -> TrainSummary:
         """What the run was when the training in the folder `N-stage` was finished."""
@@ -39,11 +43,15 @@ class TrainSummary:
     def to_json(self) -> dict[str, Any]:
         known = {who: {k: v for k, v in found.items() if v == v} for who, found in self.metrics.items()}
         best = dict(self.best) if self.best else None
-        return {"run": str(self.folder), "steps": self.steps, "seconds": self.seconds, "metrics": known, "best": best}
+        told = {"run": str(self.folder), "steps": self.steps, "seconds": self.seconds, "metrics": known, "best": best}
+        return told | {"unreadable": list(self.unreadable)}
 
     def to_text(self) -> str:
         lines = [f"trained {self.steps} steps in {self.seconds:.0f} s: {self.folder}"]
         lines += [f"  {who}: mask AP {100 * found['AP']:.1f}" for who, found in self.metrics.items()]
         if self.best:
             lines.append(f"  best.safetensors is the {self.best['who']} of step {self.best['step']}")
+        if self.unreadable:
+            count, first = len(self.unreadable), ", ".join(self.unreadable[:5])
+            lines.append(f"{count} image files could not be read: {first}{' and more' if count > 5 else ''}")
         return "\n".join(lines)

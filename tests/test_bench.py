@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from run_helpers import Outcome
 
 from leanmask.bench import demo as demo_module
+from leanmask.bench import handwriting
 from leanmask.bench import table as table_module
-from leanmask.bench.arms import SPARSE, arms_of
+from leanmask.bench.arms import SEMI, SPARSE, arms_of
 from leanmask.bench.demo import demo
-from leanmask.bench.table import BenchOptions, add_row, bench, read_rows, results_path
+from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE, HandwritingSpec
+from leanmask.bench.table import BenchOptions, add_row, bench, read_rows, results_path, run_folders
 from leanmask.data.digits import DigitsSpec
 from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.reports.tables import render_markdown
@@ -79,6 +83,38 @@ def test_several_protocols_at_once_share_their_upper_bound(
     shown = leanmask("bench", "sparse-20", "points-4", *common).out
     assert shown.count("deviation over seeds") == 2  # a table for each, nothing trained again
     assert len(list((options.work / "runs").glob("*-full-*/journal.jsonl"))) == 1
+
+
+def test_the_whole_semi_table_says_what_knows_more_than_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handwriting, "HandwritingSpec", partial(HandwritingSpec, scenes=20, passes=1))
+    sizes = DigitsSpec(train=8, tune=1, val=2, size_px=64)
+    folders = {"work": tmp_path / "work", "results": tmp_path / "results"}
+    table = bench("semi-25", BenchOptions(digits=sizes, overrides=SHORT, **folders))
+    rows = {row["arm"]: row for row in table.rows}
+    assert list(rows) == [*(name for name in SEMI if name != "full"), "full"]
+    assert {name: row["steps"] for name, row in rows.items() if row["steps"] != 2} == {"guided_distillation": 4}
+    judged = {name for name, row in rows.items() if row.get("note") == OUTSIDE_KNOWLEDGE}
+    assert judged == {"pldc", "no_thresholds", "no_uncertainty"}
+    assert OUTSIDE_KNOWLEDGE in render_markdown(table.table)
+
+
+def test_the_semi_table_runs_on_classes_that_are_no_digits(digits: Path, options: BenchOptions, tmp_path: Path) -> None:
+    shutil.copytree(digits, tmp_path / "cells")
+    for path in (tmp_path / "cells" / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        content["categories"] = [{**row, "name": f"cell {row['name']}"} for row in content["categories"]]
+        path.write_text(json.dumps(content))
+    own = dataclasses.replace(options, data=tmp_path / "cells", arms=("pldc",))
+    (row,) = bench("semi-25", own).rows
+    assert row["arm"] == "pldc"
+    assert "note" not in row
+    assert "judge: null" in (run_folders("semi-25", own)[0] / "config.yaml").read_text()
+    assert not any(arm.note() for arm in arms_of("semi-25", own_data=True).values())
+    # Without a judge anywhere, this arm would be `pldc` again.
+    with pytest.raises(ConfigError, match="unknown arm 'no_correction'"):
+        bench("semi-25", dataclasses.replace(own, arms=("no_correction",)))
 
 
 def test_arms_with_few_masks_paste_copies() -> None:

@@ -161,8 +161,9 @@ def test_plain_folder_is_unlabelled(tmp_path: Path) -> None:
     (folder / "a.PNG").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"a\.PNG"):
         opened[0]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no images"):
-        AnnotationStore.open(None, tmp_path / "pictures" / "..")
+        AnnotationStore.open(None, tmp_path / "empty")
     with pytest.raises(DataError, match="No such file"):
         AnnotationStore.open(None, tmp_path / "nowhere")
 

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 
 from leanmask.errors import ConfigError
 from leanmask.labels.clip import ClipJudge, cell_weights, clip_judge, open_clip_judge, pool_inside
-from leanmask.labels.clip_encoders import TransformersClip
+from leanmask.labels.clip_encoders import OpenClip, TransformersClip
 from leanmask.labels.correct import CategoryJudge, box_crops, corrected, fuse
+from leanmask.labels.judges import JudgeOptions, load_judge
 from leanmask.labels.prompts import class_logits, prompts_from_file, prompts_from_names
 from leanmask.labels.weigh import correction_weight
 from leanmask.masks import Crops, Grids
+from leanmask.methods.base import TrainingFacts
+from leanmask.methods.pldc import PLDC, PLDCConfig
 from leanmask.records import Instances
 
 NAMES = ("cat", "tabby cat", "dog")
@@ -227,6 +231,29 @@ def test_an_object_without_a_mask_has_no_opinion(clip: Path) -> None:
     assert not torch.allclose(found[1], torch.full((3,), 1 / 3), atol=1e-4)
     unknown = objects(1).replace(masks=Grids(torch.ones(1, 7, 7), torch.full((1, 4), math.nan)))
     torch.testing.assert_close(judge(torch.rand(1, 3, 32, 32), [unknown])[0][0], torch.full((3,), 1 / 3))
+
+
+def test_where_clip_looks_is_a_setting(clip: Path) -> None:
+    for look in ("boxes", "masks"):
+        judge = load_judge(f"clip:{clip}", NAMES, JudgeOptions(look=look))  # type: ignore[arg-type]
+        assert isinstance(judge, ClipJudge)
+        assert judge.look == look
+    assert load_judge(f"clip:{clip}", NAMES).look == "boxes"  # type: ignore[attr-defined]
+    facts = TrainingFacts(10, objects_per_class=(1, 1, 1), class_names=NAMES, labelled_images=1)
+    assert PLDC(PLDCConfig(judge=f"clip:{clip}", judge_look="masks"), facts).judge.look == "masks"  # type: ignore[union-attr]
+
+
+def test_a_network_without_a_feature_map_is_refused_when_the_judge_is_built(clip: Path) -> None:
+    class Flat(TransformersClip):
+        """Like an open_clip ViT: says what an image is, not where."""
+
+        def features(self, pixels: torch.Tensor) -> torch.Tensor:
+            return OpenClip.features(SimpleNamespace(module=SimpleNamespace(visual=None)), pixels)  # type: ignore[arg-type]
+
+    prompts = prompts_from_names(NAMES)
+    with pytest.raises(ConfigError, match="no feature map to pool; take a ConvNeXt, or judge_look=boxes"):
+        ClipJudge(Flat(str(clip)), NAMES, prompts, "masks")
+    assert ClipJudge(Flat(str(clip)), NAMES, prompts, "boxes").look == "boxes"
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])

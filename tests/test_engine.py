@@ -360,9 +360,11 @@ def test_files_that_could_not_be_read_are_named_once(tmp_path: Path) -> None:
         for batch in fakes.fake_batches(start_step):
             yield dataclasses.replace(batch, labelled=dataclasses.replace(batch.labelled, skipped=("bad.png",)))
 
-    train(fakes.make_job(tmp_path, batches=batches, log_every_steps=4))
+    result = train(fakes.make_job(tmp_path, batches=batches, log_every_steps=4))
+    assert result.unreadable == ("bad.png",)
+    assert train(fakes.make_job(tmp_path, batches=batches), resume=True).unreadable == ("bad.png",)
     messages = [line["message"] for line in fakes.read_lines(tmp_path, "event")]
-    assert messages == ["cannot read bad.png; the next image took its place"]
+    assert messages == ["cannot read bad.png; the next image took its place", "resumed at step 4"]
 
 
 @pytest.mark.parametrize(

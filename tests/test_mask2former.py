@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -15,15 +16,18 @@ import torch.nn.functional as F
 from run_helpers import TINY
 from safetensors.torch import load_file, save_file
 from test_mask_rcnn import CLASSES, NOTHING, dense_masks, empty_target, point_target, target_of, total
+from test_pldc import FACTS, views_of
 from test_points import pointed
 from torch import Tensor
 from transformers import Mask2FormerForUniversalSegmentation
 
 from leanmask.config import merge
 from leanmask.errors import CheckpointError
+from leanmask.geometry import Frame
 from leanmask.masks import Crops
+from leanmask.methods.pldc import PLDC, PLDCConfig
 from leanmask.models import MODELS, mask2former_network, query_losses
-from leanmask.models.canvas_masks import over_boxes, tight_crops
+from leanmask.models.canvas_masks import over_boxes, soft_crops, tight_crops
 from leanmask.models.mask2former import Mask2Former, Mask2FormerConfig, best_queries
 from leanmask.models.mask2former_network import build_network
 from leanmask.models.matching import BACKGROUND, IGNORED
@@ -481,6 +485,57 @@ def test_tight_crops_are_those_of_the_enlarged_masks() -> None:
         assert (x + w - 1, y + h - 1) == (columns.max(), rows.max())
         torch.testing.assert_close(crop, logits[y : y + h, x : x + w].sigmoid())
         torch.testing.assert_close(sure, logits[rows, columns].sigmoid().mean())
+
+
+def test_soft_crops_keep_the_doubtful_rim() -> None:
+    """Of the dense masks everything above the floor; box and certainty are those of the tight crops."""
+    masks = said(queries=8).masks[0, 0] - 1.0
+    masks[3] = -1.0  # doubtful everywhere, and nowhere a mask
+    limit = (5.3, 2.0, 80.6, 64.0)
+    crops, tight, certainty = soft_crops(masks, limit, 4)
+    narrow, sure = tight_crops(masks, limit, 4)
+    assert torch.equal(tight, narrow.regions)
+    torch.testing.assert_close(certainty, sure)
+    assert crops.regions[3].tolist() == [0, 0, 0, 0]
+    large = F.interpolate(masks[None], scale_factor=4, mode="bilinear", align_corners=False)[0].sigmoid()
+    seen = torch.zeros_like(large)
+    seen[:, 2:64, 5:81] = large[:, 2:64, 5:81]
+    for index, (crop, (x, y, w, h)) in enumerate(zip(crops, crops.regions.tolist(), strict=True)):
+        torch.testing.assert_close(crop, seen[index, y : y + h, x : x + w])
+        rest = seen[index].clone()
+        rest[y : y + h, x : x + w] = 0
+        assert crop.numel() == 0 or float(rest.max()) <= 0.01
+    assert int(crops.regions[:, 2:].prod(1).sum()) > int(narrow.regions[:, 2:].prod(1).sum())
+
+
+@pytest.mark.parametrize("pixel_weight", ["uncertainty", "boundary"])
+def test_a_pixel_beside_the_mask_is_doubted_as_much_as_the_teacher_does(
+    monkeypatch: pytest.MonkeyPatch, pixel_weight: str
+) -> None:
+    """A blurred rectangle: PL-DC's weights over the whole canvas, also where the teacher says 0.45."""
+    logits = torch.full((1, 1, 1, 16, 24), -8.0)
+    logits[..., 4:10, 6:15] = 8.0
+    logits = F.avg_pool2d(logits[0, 0], 5, stride=1, padding=2, count_include_pad=False)[None, None]
+    classes = torch.tensor([[[[6.0] + [0.0] * CLASSES]]])
+    teacher = tiny()
+    monkeypatch.setattr(teacher, "outputs", lambda images, last_only: QueryOutputs(classes, logits))
+    views = replace(views_of(), weak=torch.zeros(1, 3, *CANVAS), frames=(Frame(CANVAS, CANVAS, (1, 1), (0, 0)),))
+    method = PLDC(PLDCConfig(mask_quality=0.5, pixel_weight=pixel_weight), FACTS)
+    (target,), _ = method.pseudo_targets(teacher, views, 50)
+    dense = F.interpolate(logits[0], scale_factor=4, mode="bilinear", align_corners=False)[0, 0].sigmoid()
+    weights, (x, y, w, h) = target.pixel_weights, target.pixel_weights.regions[0].tolist()
+    assert torch.equal(weights.regions, target.instances.masks.regions)
+    found = torch.ones_like(dense)
+    found[y : y + h, x : x + w] = next(iter(weights))
+    beside = (dense > 0.4) & (dense < 0.5)
+    box = target.instances.boxes[0].long().tolist()
+    assert beside[: box[1]].any()
+    if pixel_weight == "uncertainty":
+        assert float((found - 2 * (dense - 0.5).abs()).abs().max()) < 0.03
+    else:
+        change = F.conv2d(dense[None, None], 9.0 * torch.eye(9)[4].view(1, 1, 3, 3) - 1, padding=1)[0, 0].abs()
+        factor = 3 / change[y : y + h, x : x + w].mean()
+        torch.testing.assert_close(found[beside], factor * change[beside], atol=0, rtol=0.05)
 
 
 def test_predictions() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from run_helpers import TINY
 from safetensors.torch import load_file
 from torch import Tensor
@@ -106,6 +108,13 @@ def test_the_coupled_filter_lets_one_quality_make_up_for_the_other() -> None:
     assert method(filter="coupled").pseudo_targets(Teacher(found), views_of(), 50)[1]["pseudo_objects"] == 2
 
 
+def test_the_coupled_threshold_is_the_product_of_the_two() -> None:
+    found = predicted([[0.8, 0.1]], [0.8])  # product 0.64
+    for settings, kept in (({}, 0), ({"class_quality": 0.7}, 1), ({"class_quality": 0.7, "coupled_quality": 0.7}, 0)):
+        counts = method(filter="coupled", **settings).pseudo_targets(Teacher(found), views_of(), 50)[1]
+        assert counts["pseudo_objects"] == kept
+
+
 def test_adaptive_thresholds_follow_and_are_saved() -> None:
     one = method(filter="adaptive", ema_keep=0.5)
     before = one.state_dict()
@@ -156,6 +165,11 @@ def test_unknown_judges(name: str, said: str) -> None:
         method(judge=name)
 
 
+def test_a_function_is_not_told_where_to_look() -> None:
+    with pytest.raises(ConfigError, match=r"method.judge_look is for clip: and open_clip:"):
+        method(judge="python:test_pldc:judge", judge_look="masks")
+
+
 def test_momentum() -> None:
     burning = method(burn_in_fraction=0.2, ema_keep=0.95, ema_warmup_steps=1)
     assert [burning.momentum(step) for step in (0, 18, 19, 20, 90)] == [0.95, 0.95, 0.0, 0.95, 0.95]
@@ -189,6 +203,10 @@ def weights(run: Path, part: str = "student") -> dict[str, Tensor]:
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[key], two[key]) for key in one)
+
+
+def apart(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    return sum(float((one[key].double() - two[key].double()).square().sum()) for key in one) ** 0.5
 
 
 @pytest.fixture(scope="module")
@@ -237,13 +255,68 @@ def test_nothing_of_the_unlabelled_images_annotations_is_read(semi: Path, whole:
     assert same(weights(tmp_path / "run"), weights(whole))
 
 
-def test_guided_distillation_starts_from_the_first_stages_teacher(semi: Path, tmp_path: Path) -> None:
-    guided = {"name": "guided_distillation", "frozen_fraction": 0.9, "class_quality": 0.02}
-    train(semi, tmp_path / "run", settings=merge(TINY, {"method": guided, "train": {"steps": 2}}))
+def test_mask2former_learns_from_pseudo_labels_and_a_killed_run_resumes_to_the_same_weights(
+    semi: Path, tmp_path: Path
+) -> None:
+    def kill(step: int, total: int, note: str) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    own = {"name": "mask2former", "channels": 32, "heads": 2, "queries": 8, "detections_per_image": 8}
+    thin = {"encoder_layers": 1, "encoder_feedforward": 32, "decoder_layers": 2, "feedforward": 32}
+    settings = merge(settings_of(class_quality=0.01), {"model": own | thin, "evaluation": {"who": ["teacher"]}})
+    train(semi, tmp_path / "whole", settings=settings)
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()]
+    learned = [row["losses"] for row in rows if row["kind"] == "train"][1:]
+    names = ("class", "mask", "dice")
+    assert all(any(losses.get(f"loss_unlabelled_{name}", 0) > 0 for losses in learned) for name in names)
+    with pytest.raises(KeyboardInterrupt):
+        train(semi, tmp_path / "killed", settings=settings, on_progress=kill)
+    resume(tmp_path / "killed")
+    for part in ("student", "teacher"):
+        assert same(weights(tmp_path / "killed", part), weights(tmp_path / "whole", part))
+
+
+def test_guided_distillation_is_led_by_the_first_stages_teacher_and_then_follows(semi: Path, tmp_path: Path) -> None:
+    """Four steps of the student, frozen for the first three: until then its teacher is the first stage's best."""
+
+    def kill(step: int, total: int, note: str) -> None:
+        if step == 4 + 3:  # after the checkpoint of the student's step 2
+            raise KeyboardInterrupt
+
+    guided = {"name": "guided_distillation", "frozen_fraction": 0.75, "class_quality": 0.02, "ema_warmup_steps": 1}
+    settings = merge(TINY, {"method": guided, "train": {"steps": 4}})
+    with pytest.raises(KeyboardInterrupt):
+        train(semi, tmp_path / "run", settings=settings, on_progress=kill)
     first = load_file(tmp_path / "run" / "1-teacher" / "best.safetensors")
     student = tmp_path / "run" / "2-student"
-    assert "teacher_weights" in (student / "config.yaml").read_text()
-    assert same(weights(student, "teacher"), weights(student, "student")) or same(weights(student, "teacher"), first)
+    assert same(weights(student, "teacher"), first)
+    early = weights(student)
+    resume(tmp_path / "run")
+    assert not same(weights(student, "teacher"), first)
+    # One update of the EMA after teacher := student: near the student, far from the first teacher.
+    assert not same(weights(student, "teacher"), weights(student))
+    assert not same(weights(student, "teacher"), early)
+    assert apart(weights(student, "teacher"), weights(student)) < 0.5 * apart(weights(student, "teacher"), first)
+
+
+def test_folders_of_photographs_as_people_have_them(semi: Path, tmp_path: Path) -> None:
+    """Sorted into folders, with EXIF rotations, one cut off: trained on, and what could not be read is counted."""
+    sources = sorted(locate(semi)["unlabelled"].images.glob("train*"))[:1]
+    for number in range(4):
+        place = tmp_path / "pool" / f"day{number}"
+        place.mkdir(parents=True)
+        image = Image.open(sources[0]).resize((48 + number, 64))
+        exif = image.getexif()
+        exif[0x0112] = 6  # shown turned by a quarter
+        image.save(place / "a.jpg", exif=exif)
+    broken = tmp_path / "pool" / "day3" / "a.jpg"
+    broken.write_bytes(broken.read_bytes()[:300])
+    told = {"data": {"unlabelled": [str(tmp_path / "pool")]}, "train": {"batch_size": 4}, "evaluation": {"who": []}}
+    summary = train(semi, tmp_path / "run", settings=merge(settings_of(2, burn_in_fraction=0.0), told))
+    assert summary.unreadable == (str(broken),)
+    assert f"1 image files could not be read: {broken}" in summary.to_text()
+    assert summary.to_json()["unreadable"] == [str(broken)]
 
 
 def test_unlabelled_images_that_leak_are_an_error_before_anything_is_written(semi: Path, tmp_path: Path) -> None:
@@ -272,3 +345,33 @@ def test_classes_that_nothing_is_kept_of_are_told() -> None:
         told += method.losses(student, Teacher(sure), batch, step % 100).events  # type: ignore[arg-type]
     assert len(told) == 1
     assert "of dust (0.00 an image, labelled 1.00)" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "lower"),
+    [
+        ({}, "lower method.class_quality or method.mask_quality"),
+        ({"filter": "coupled"}, r"lower method.coupled_quality \(now the product"),
+        ({"filter": "coupled", "coupled_quality": 0.9}, "lower method.coupled_quality$"),
+    ],
+)
+def test_thresholds_that_keep_nothing_are_told_once(settings: dict[str, Any], lower: str) -> None:
+    unsure = predicted([[0.5, 0.1], [0.3, 0.4]], [0.6, 0.7])
+    batch = Batch(labelled=views_of(), unlabelled=views_of())
+
+    def student(images: Tensor, targets: Any) -> tuple[dict[str, Tensor], None]:
+        return {"loss_mask": images.mean()}, None
+
+    def told(one: PLDC, teacher: Teacher, steps: int) -> list[str]:
+        found = [one.losses(student, teacher, batch, 50).events for _ in range(steps)]  # type: ignore[arg-type]
+        return [sentence for events in found for sentence in events if "nothing was kept" in sentence]
+
+    one = method(**settings)
+    assert told(one, Teacher(unsure), 150) == []
+    other = method(**settings)
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    (sentence,) = told(other, Teacher(unsure), 250)
+    assert "kept on 200 images; the best class quality seen is 0.50, mask quality 0.70" in sentence
+    assert re.search(lower, sentence)
+    assert told(other, Teacher(predicted([[0.99, 0.0]], [0.99])), 1) == []
+    assert len(told(other, Teacher(unsure), 200)) == 1

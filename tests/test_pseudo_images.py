@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from run_helpers import TINY
 
+from leanmask.cli import runs
 from leanmask.data.check import check
 from leanmask.data.layout import locate
 from leanmask.errors import RunError
@@ -77,6 +79,28 @@ def test_it_is_training_data(trained: TrainSummary, digits: Path, tmp_path: Path
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"splits": splits}))
     assert check(tmp_path / "data.yaml").ok
     assert train(tmp_path / "data.yaml", tmp_path / "run", settings=TINY).steps == 3
+
+
+@pytest.mark.parametrize("to", ["cvat", "label-studio"])
+def test_other_tools_take_it(leanmask: Callable, trained: TrainSummary, photos: Path, tmp_path: Path, to: str) -> None:
+    """From the run to the other tool and back: every object, its mask to the pixel, and that a network made it."""
+    pseudo(trained.folder, [photos], tmp_path / "pseudo.json", ALL)
+    there = tmp_path / ("there.xml" if to == "cvat" else "there.json")
+    done = leanmask("convert", tmp_path / "pseudo.json", there, "--to", to, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["left_out"] == {}
+    back = leanmask("convert", there, tmp_path / "back.json", "--like", tmp_path / "pseudo.json")
+    assert back.code == 0, back.err
+    first, again = (json.loads((tmp_path / name).read_text()) for name in ("pseudo.json", "back.json"))
+    assert [image["file_name"] for image in again["images"]] == [image["file_name"] for image in first["images"]]
+    assert all(image["exhaustive"] is False for image in again["images"])
+    rows = {row["id"]: row for row in again["annotations"]}
+    assert len(rows) == len(first["annotations"]) > 0
+    for row in first["annotations"]:
+        same = rows[row["id"]]
+        assert same["category_id"] == row["category_id"]
+        assert same["provenance"] == row["provenance"]
+        assert coco_mask.iou([same["segmentation"]], [row["segmentation"]], [0])[0, 0] == 1.0
 
 
 def test_killed_and_started_again_loses_and_repeats_nothing(
@@ -165,3 +189,14 @@ def test_the_command_line(leanmask: Callable, trained: TrainSummary, photos: Pat
     none = leanmask("pseudo", trained.folder, tmp_path / "nothing", "--out", tmp_path / "q.json")
     assert none.code == 2
     assert "does not exist" in none.err
+
+
+def test_of_several_processes_the_first_writes_the_review_page(
+    leanmask: Callable, trained: TrainSummary, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, page = tmp_path / "p.json", tmp_path / "r.html"
+    monkeypatch.setattr(runs, "start_processes", lambda: SimpleNamespace(is_main_process=False))
+    done = leanmask("pseudo", trained.folder, photos / "0.jpg", "--out", out, "--review", page)
+    assert done.code == 0, done.err
+    assert out.is_file()
+    assert not page.exists()

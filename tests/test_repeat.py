@@ -49,5 +49,6 @@ def test_any_position_without_the_ones_before() -> None:
 def test_a_training_stream_repeats(tmp_path: Path) -> None:
     store = open_store(tmp_path, 4)  # one class on every image: nothing is rare
     plain = TrainDataset(store, data_config(), calm(), 0)
+    assert data_config(repeat_threshold=10.0).repeat_threshold == 10  # guided distillation's
     alike = TrainDataset(store, data_config(repeat_threshold=0.5), calm(), 0)
     assert sorted(plain.image_index(i) for i in range(4)) == sorted(alike.image_index(i) for i in range(4))

@@ -286,6 +286,17 @@ def test_benchmark_keeps_protocols_and_overrides_apart_and_the_last_of_a_seed() 
     assert [row[0] for row in joined.rows] == ["sparse-1, tiny", "sparse-1, tiny, a=1", "sparse-10, tiny"]
 
 
+def test_a_row_that_depends_on_outside_knowledge_says_so() -> None:
+    rows = [
+        bench_row("baseline", 0, 0.1),
+        *(bench_row(arm, 0, 0.2, note="outside") for arm in ("pldc", "no_thresholds")),
+    ]
+    (table,) = benchmark_tables(rows, ("AP",))
+    assert render_markdown(table).strip().endswith("time of one training. no_thresholds, pldc: outside.")
+    joined = benchmark_table([*rows, bench_row("baseline", 0, 0.3, protocol="sparse-10")], ("AP",))
+    assert joined.note == table.note
+
+
 def test_no_gap_no_share() -> None:
     assert gap_closed({"baseline": {"0": 0.4}, "full": {"0": 0.4}, "x": {"0": 0.5}}, "x") == "–"
     assert gap_closed({"baseline": {"0": 0.2}, "full": {"1": 0.4}, "x": {"0": 0.35}}, "x") == "75 %"

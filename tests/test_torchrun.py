@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from leanmask.data.digits import DigitsSpec, write_digits
+from leanmask.data.layout import locate
 from leanmask.data.splits import split
+from leanmask.summary import TrainSummary
 
 SETTINGS = ["data.image_size=64", "data.workers=0", "train.batch_size=2", "train.threads=1"]
 
 
-def two_processes(*arguments: str) -> Any:
-    """What `leanmask train ... --json` says under torchrun."""
+def two_processes(*arguments: str, verb: str = "train") -> Any:
+    """What `leanmask train ... --json`, or another verb, says under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "leanmask"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "train", *arguments, "--json"], capture_output=True, text=True, timeout=300, env=environment
+        [*command, verb, *arguments, "--json"], capture_output=True, text=True, timeout=300, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)  # only the first process speaks
@@ -78,6 +80,18 @@ def test_two_processes_learn_from_unlabelled_images(digits: Path, tmp_path: Path
     rows = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
     assert any(row["losses"].get("loss_unlabelled_mask", 0) > 0 for row in rows if row["kind"] == "train")
     assert any(row["kind"] == "pseudo" for row in rows)
+
+
+def test_two_processes_label_images_and_write_one_review_page(
+    trained: TrainSummary, digits: Path, tmp_path: Path
+) -> None:
+    images = sorted(locate(digits)["val"].images.glob("val*"))[:4]
+    files = ("--out", str(tmp_path / "p.json"), "--review", str(tmp_path / "r.html"))
+    trusting = ("--class-quality", "0.02", "--mask-quality", "0.3")
+    found = two_processes(str(trained.folder), *map(str, images), *files, *trusting, verb="pseudo")
+    rows = json.loads((tmp_path / "p.json").read_text())["annotations"]
+    assert found["images"] == len({row["image_id"] for row in rows}) == 4
+    assert "<figure>" in (tmp_path / "r.html").read_text()
 
 
 def test_two_processes_calibrate_one_teacher(tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_nothing_is_named(digits: Path) -> None:
         unlabelled_sources([], locate(digits))
 
 
+def test_folders_below_a_folder_are_searched(digits: Path, tmp_path: Path) -> None:
+    images = list(pool_of(digits, digits / "annotations" / "instances_tune.json").paths())[:3]
+    for place, path in zip(("b.png", "a/deep/c.png", "a/b.png"), images, strict=True):
+        (tmp_path / "pool" / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "pool" / place)
+    found = [path.relative_to(tmp_path / "pool").as_posix() for path in pool_of(digits, tmp_path / "pool").paths()]
+    assert found == ["a/b.png", "a/deep/c.png", "b.png"]
+    (tmp_path / "pool" / "b.png").unlink()
+    assert len(pool_of(digits, tmp_path / "pool")) == 2
+
+
 def test_an_empty_folder(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no images"):
         pool_of(digits, tmp_path)

@@ -110,9 +110,11 @@ def test_the_state_goes_through_json_at_any_moment() -> None:
 class Collapsing(fakes.FakeMethod):
     """Finds nothing any more after step 8."""
 
+    until = 8
+
     def losses(self, *args: object) -> StepLosses:
         outcome = super().losses(*args)
-        return StepLosses(outcome.losses, {**outcome.counts, PSEUDO_OBJECTS: 3.0 if args[3] < 8 else 0.0})
+        return StepLosses(outcome.losses, {**outcome.counts, PSEUDO_OBJECTS: 3.0 if args[3] < self.until else 0.0})
 
 
 def test_training_warns_and_can_stop_with_everything_saved(tmp_path: Path) -> None:
@@ -125,3 +127,12 @@ def test_training_warns_and_can_stop_with_everything_saved(tmp_path: Path) -> No
         train(fakes.make_job(tmp_path, steps=30, method=Collapsing(30), watch=rules), resume=True)
     result = train(fakes.make_job(tmp_path, steps=30, method=Collapsing(30), watch=WatchRules()), resume=True)
     assert result.steps == 30
+
+
+def test_a_setting_stops_a_collapsed_run(tmp_path: Path) -> None:
+    """Three healthy windows of 50 steps, then two in which nothing is found."""
+    method = Collapsing(400)
+    method.until = 150
+    settings = {"steps": 400, "log_every_steps": 100, "checkpoint_every_steps": 400, "collapse_stop_windows": 2}
+    with pytest.raises(TrainingStopped, match="stopped at step 250 of 400: the pseudo-labels collapsed"):
+        train(fakes.make_job(tmp_path, method=method, **settings))

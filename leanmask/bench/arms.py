@@ -7,10 +7,13 @@ strong view, the student is evaluated), `ema_aug` adds the strong view and evalu
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from leanmask.config import merge
+from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE
+from leanmask.config import apply_overrides, merge
 from leanmask.data.withholding.protocols import parse_protocol
 from leanmask.errors import ConfigError
 
@@ -41,6 +44,11 @@ class Arm:
     run_of: str | None = None
     stage: str | None = None
 
+    def note(self, overrides: Sequence[str] = ()) -> dict[str, str]:
+        """{"note": a sentence} where the numbers depend on knowledge from outside the data; otherwise nothing."""
+        told = apply_overrides(self.settings, overrides)
+        return {"note": OUTSIDE_KNOWLEDGE} if told.get("method", {}).get("judge") == JUDGE else {}
+
 
 def _maskbooster(**settings: Any) -> dict[str, Any]:
     return {"method": {"name": "maskbooster", **settings}}
@@ -63,7 +71,8 @@ POINTS: dict[str, Arm] = {
     "full": SPARSE["full"],
 }
 
-# semi-P. What corrects categories here has seen real handwriting that neither train nor val uses: outside knowledge.
+# semi-P. What corrects categories here has seen real handwriting that neither train nor val uses: outside knowledge,
+# which the rows say of themselves. On a user's data nobody corrects.
 JUDGE = "python:leanmask.bench.handwriting:handwriting_judge"
 
 
@@ -131,8 +140,20 @@ def model_of(protocol: str) -> str:
     return "solov2" if parse_protocol(protocol).kind == "weak-semi" else USUAL_MODEL
 
 
-def arms_of(protocol: str) -> dict[str, Arm]:
-    """The rows of a protocol's table, in order. Raises ConfigError or DataError for one that has none."""
+def _unjudged(arms: dict[str, Arm]) -> dict[str, Arm]:
+    """Arms on data whose classes the handwriting judge knows nothing of; `no_correction` would be `pldc` again."""
+    nobody = {"method": {"judge": None}}
+    return {
+        name: dataclasses.replace(arm, settings=merge(arm.settings, nobody)) if arm.note() else arm
+        for name, arm in arms.items()
+        if name != "no_correction"
+    }
+
+
+def arms_of(protocol: str, own_data: bool = False) -> dict[str, Arm]:
+    """The rows of a protocol's table, in order. own_data: on a user's data set, where no judge is at hand. Raises
+    ConfigError or DataError for a protocol that has none.
+    """
     if protocol == LONGTAIL_PROTOCOL:
         return LONGTAIL
     parsed = parse_protocol(protocol)
@@ -141,7 +162,7 @@ def arms_of(protocol: str) -> dict[str, Arm]:
     if parsed.kind == "points":
         return POINTS
     if parsed.kind == "semi":
-        return SEMI
+        return _unjudged(SEMI) if own_data else SEMI
     if parsed.kind == "weak-semi":
         return WEAK_SEMI
     if parsed.kind != "sparse":

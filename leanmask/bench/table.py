@@ -90,7 +90,7 @@ def bench(
     on_progress: called with (finished runs, all runs, what is going on); unfinished runs count by their steps. Raises
     ConfigError or DataError for an unknown protocol or arm.
     """
-    arms, options = chosen_arms(protocol, options.arms), _with_model(protocol, options)
+    arms, options = chosen_arms(protocol, options.arms, options.data), _with_model(protocol, options)
     paths = list(dict.fromkeys((results_path(protocol, options), results_path("full", options))))
     tasks = [_task(protocol, name, arm, seed, options) for seed in range(options.seeds) for name, arm in arms.items()]
     done = [row for path in paths for row in read_rows(path)]
@@ -104,9 +104,9 @@ def bench(
     return BenchTable(rows, benchmark_table(rows, **metrics))
 
 
-def chosen_arms(protocol: str, names: Sequence[str] | None) -> dict[str, Arm]:
-    """The arms of a protocol, or those that were named. Raises ConfigError for a name that is none."""
-    arms = arms_of(protocol)
+def chosen_arms(protocol: str, names: Sequence[str] | None, data: Path | None = None) -> dict[str, Arm]:
+    """The arms of a protocol (on `data`), or those that were named. Raises ConfigError for a name that is none."""
+    arms = arms_of(protocol, own_data=data is not None)
     for name in names or ():
         if name not in arms:
             raise ConfigError(f"unknown arm '{name}' of {protocol}{suggest(name, arms)}")
@@ -115,7 +115,7 @@ def chosen_arms(protocol: str, names: Sequence[str] | None) -> dict[str, Arm]:
 
 def run_folders(protocol: str, options: BenchOptions) -> list[Path]:
     """The run folders behind a table, in its order."""
-    arms, options = chosen_arms(protocol, options.arms), _with_model(protocol, options)
+    arms, options = chosen_arms(protocol, options.arms, options.data), _with_model(protocol, options)
     return [
         _task(protocol, name, arm, seed, options).run for seed in range(options.seeds) for name, arm in arms.items()
     ]
@@ -281,6 +281,7 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         "who": task.arm.who,
         "split": task.options.split,
         "overrides": list(task.options.overrides),
+        **task.arm.note(task.options.overrides),
         "metrics": {name: round(value, 5) for name, value in summary.metrics[task.arm.who].items() if value == value},
         **stage_quality(task.run),
         "train_seconds": round(summary.seconds, 1),

@@ -10,6 +10,7 @@ import typer
 
 from leanmask.cli.shared import Data, Json, Out, Overrides, app, say
 from leanmask.console import messages, output, print_json, progress
+from leanmask.engine.distributed import start_processes
 from leanmask.errors import ConfigError, suggest
 from leanmask.evaluation.trust import quality as measure_quality
 from leanmask.inference import EvaluateOptions, PredictOptions
@@ -171,7 +172,7 @@ def pseudo(
         else:
             options = PseudoOptions(class_quality=class_quality, mask_quality=mask_quality, polygons=polygons)
             summary = write_pseudo(run, images or [], out, options, on_progress=on_progress)
-    if review is not None:
+    if review is not None and start_processes().is_main_process:  # all of them share one page
         write_review(out, review)
     text = summary.to_text() + (f"\nreview page: {review}" if review else "")
     say(as_json, summary.to_json(), text)

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from leanmask.data.annotation import Row, box_of, points_of, rough_of, segmentation_of, supervision_of
 from leanmask.data.federated import known_categories
 from leanmask.data.files import read_json, write_json
 from leanmask.data.grouping import ANNOTATED, EXHAUSTIVE, PARTIAL, file_pack, folder_pack
 from leanmask.data.pack import Pack
+from leanmask.data.views.canvas import image_size
 from leanmask.errors import DataError, suggest
 from leanmask.geometry import FloatArray
 from leanmask.rle import Segmentation
@@ -289,8 +289,5 @@ class AnnotationStore:
 
 
 def _size_of(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read image {path}: {error}") from None
+    height, width = image_size(path, "ignore")
+    return width, height

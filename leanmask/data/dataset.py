@@ -108,7 +108,7 @@ class TrainDataset(Dataset[Sample]):
     def _draw(self, position: int) -> Sample:
         rng = np.random.default_rng([self.seed, 1, position])
         index = self.image_index(position)
-        record = _one_rough(_record(self.store, index), rng)
+        record = _one_rough(self.store[index], rng)
         scene = self._scene(record, rng)
         if rng.random() < self.augment.copy_paste_probability:
             scene = self._pasted(scene, index, rng)
@@ -123,7 +123,7 @@ class TrainDataset(Dataset[Sample]):
         donor = self._donor(index, rng)
         if donor is None:
             return scene
-        return paste(scene, self._scene(_record(self.store, donor), rng), rng, self.augment.copy_paste_box_covered)
+        return paste(scene, self._scene(self.store[donor], rng), rng, self.augment.copy_paste_box_covered)
 
     def _donor(self, index: int, rng: np.random.Generator) -> int | None:
         """Another image that has masks."""
@@ -176,15 +176,6 @@ def _files(failures: Sequence[UnreadableImage]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(failure.path for failure in failures))
 
 
-def _record(store: ImageSource, index: int) -> ImageRecord:
-    try:
-        return store[index]
-    except UnreadableImage:
-        raise
-    except DataError as error:  # annotations were checked on opening: what can fail here is reading an image's size
-        raise UnreadableImage(str(error), "its size is not known") from None
-
-
 def _one_rough(record: ImageRecord, rng: np.random.Generator) -> ImageRecord:
     """The image with one, at random, of the masks that are to be improved, for objects that have several."""
     if all(len(item.rough) < 2 for item in record.objects):
@@ -219,9 +210,9 @@ def _channels_first(pixels: ByteArray) -> Tensor:
 
 
 def _classes_of_images(store: ImageSource) -> list[set[int]]:
-    return [{item.category for item in _record(store, index).objects} for index in range(len(store))]
+    return [{item.category for item in store[index].objects} for index in range(len(store))]
 
 
 def _images_with_masks(store: ImageSource) -> IntArray:
-    found = [index for index in range(len(store)) if any(map(can_be_pasted, _record(store, index).objects))]
+    found = [index for index in range(len(store)) if any(map(can_be_pasted, store[index].objects))]
     return np.array(found, dtype=np.int64)

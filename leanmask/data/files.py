@@ -100,9 +100,20 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images that lie in a folder itself, sorted by name. Raises DataError when the folder cannot be read."""
+def image_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """The images that lie in a folder itself, or with `recursive` anywhere below it, sorted by name. Raises DataError
+    when a folder cannot be read.
+    """
+    found: list[Path] = []
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        for root, _, names in os.walk(folder, onerror=_fail):
+            found += [Path(root, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+            if not recursive:
+                break
     except OSError as error:
-        raise DataError(f"cannot read the image folder {folder}: {why(error)}") from None
+        raise DataError(f"cannot read the image folder {error.filename or folder}: {why(error)}") from None
+    return sorted(found)
+
+
+def _fail(error: OSError) -> None:
+    raise error

@@ -182,8 +182,10 @@ def _pack_file(path: Path, key: str, only_images: bool) -> Pack:
 
 
 def folder_pack(folder: Path) -> Pack:
-    """The pack of a plain folder: its images in the order of their names, numbered from 1. Raises DataError."""
-    names = [path.name for path in image_files(folder)]
+    """The pack of a plain folder: its images, also those in folders below it, in the order of their names, numbered
+    from 1. Raises DataError.
+    """
+    names = [path.relative_to(folder).as_posix() for path in image_files(folder, recursive=True)]
     key = text_key(json.dumps(names), "folder")
     pieces = (
         Piece({"image": {"id": number, "file_name": name}, "annotations": []}, PARTIAL)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from leanmask.data.files import IMAGE_SUFFIXES, why
+from leanmask.data.files import IMAGE_SUFFIXES, image_files, why
 from leanmask.errors import DataError, suggest
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -56,7 +56,8 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
 
 
 def locate_unlabelled(source: str | Path) -> SplitFiles:
-    """A folder of images, or a COCO file (only its images are read) beside, or one level below, its image folder.
+    """A folder of images, perhaps in folders below it, or a COCO file (only its images are read) beside, or one level
+    below, its image folder.
 
     Raises DataError when neither is found.
     """
@@ -67,6 +68,8 @@ def locate_unlabelled(source: str | Path) -> SplitFiles:
         for folder in (path, path / "images"):
             if folder.is_dir() and _holds_images(folder):
                 return SplitFiles(None, folder, None)
+        if image_files(path, recursive=True):  # sorted into folders, by day or by patient
+            return SplitFiles(None, path, None)
         raise DataError(f"{path} has no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     if path.suffix.lower() != ".json":
         raise DataError(f"{path} is neither a folder of images nor a COCO file (.json)")

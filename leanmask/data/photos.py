@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from leanmask.data.coco import ClassMap, ImageRecord
-from leanmask.data.files import IMAGE_SUFFIXES
+from leanmask.data.files import image_files
 from leanmask.errors import DataError
 
 
@@ -32,8 +32,7 @@ class Photos:
         for item in map(Path, images):
             if not item.exists():
                 raise DataError(f"{item} does not exist; name image files or folders of images")
-            inside = sorted(p for p in item.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES) if item.is_dir() else []
-            paths += inside if item.is_dir() else [item]
+            paths += image_files(item, recursive=True) if item.is_dir() else [item]
         if not paths:
             raise DataError(f"no images in {', '.join(map(str, images))}")
         return Photos(tuple(paths), tuple(_stored_size(path, lenient) for path in paths), classes)

@@ -49,7 +49,8 @@ class Job:
     batches: from a start step to an endless iterator of this process's batches. evaluate: called by every process after
     the given number of updates; the first one's answer counts, None = nothing was measured. describe: metadata for the
     weights file (class map, preprocessing, version, licence, configuration). on_progress: called on the first process
-    after every update with (finished updates, all updates, losses).
+    after every update with (finished updates, all updates, losses). watch: None = the usual rules, with the setting
+    `train.collapse_stop_windows`.
     """
 
     student: Model
@@ -62,17 +63,20 @@ class Job:
     optim: OptimConfig
     describe: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None
-    watch: WatchRules = field(default_factory=WatchRules)
+    watch: WatchRules | None = None
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """steps: finished updates. seconds: wall time over all sittings. skipped_steps: updates left out as not finite."""
+    """steps: finished updates. seconds: wall time over all sittings. skipped_steps: updates left out as not finite.
+    unreadable: files whose place another image took.
+    """
 
     steps: int
     seconds: float
     best: Best | None
     skipped_steps: int
+    unreadable: tuple[str, ...] = ()
 
 
 def farewell(reason: Wish, step: int, job: Job, not_finite: str) -> LeanmaskError:

@@ -22,7 +22,7 @@ from leanmask.engine.optim import build_optimiser
 from leanmask.engine.rng import RngState, capture_rng, restore_rng, untouched_rng
 from leanmask.engine.step import skipped_files
 from leanmask.engine.update import Outcome, Updater
-from leanmask.engine.watch import Watchdog
+from leanmask.engine.watch import Watchdog, WatchRules
 from leanmask.errors import RunError
 from leanmask.records import Batch
 
@@ -54,8 +54,10 @@ class _Training:
         distributed.share_module(job.teacher.model)
         self.live = Live(job.student, job.teacher.model, self.optimiser, job.method)
         self.checkpoints = job.folder / "checkpoints"
-        self.watchdog, self.meter = Watchdog(job.watch), Meter()
+        usual = WatchRules(stop_windows=job.train.collapse_stop_windows)
+        self.watchdog, self.meter = Watchdog(job.watch or usual), Meter()
         self.step = self.bad_in_a_row = self.skipped_steps = 0
+        self.unreadable: dict[str, None] = {}  # files, of all processes
         self.owes_evaluation = False  # a run that was stopped at a step with an evaluation makes up for it
         self.best: Best | None = None
         self.seconds_before, self.started = 0.0, time.perf_counter()
@@ -78,7 +80,7 @@ class _Training:
             while self.step < self.job.train.steps:
                 self.one_step(batches, journal, interrupts)
         distributed.finish_trackers(self.accelerator)
-        return TrainResult(self.step, self.seconds, self.best, self.skipped_steps)
+        return TrainResult(self.step, self.seconds, self.best, self.skipped_steps, tuple(self.unreadable))
 
     def one_step(self, batches: Iterator[Batch], journal: Journal, interrupts: Interrupts) -> None:
         job, begin = self.job, time.perf_counter()
@@ -122,6 +124,7 @@ class _Training:
             return
         means, skipped = zip(*distributed.everyones(self.meter.take()), strict=True)
         for file in dict.fromkeys(file for files in skipped for file in files):
+            self.unreadable[file] = None
             journal.event(self.step, f"cannot read {file}; the next image took its place")
         kinds = {
             kind: distributed.mean_numbers([part.get(kind, {}) for part in means])
@@ -199,6 +202,7 @@ class _Training:
             "step": self.step,
             "bad_in_a_row": self.bad_in_a_row,
             "skipped_steps": self.skipped_steps,
+            "unreadable": list(self.unreadable),
             "owes_evaluation": self.owes_evaluation,
             "best": self.best,
             "seconds": self.seconds,
@@ -216,6 +220,7 @@ class _Training:
         self.step, self.best, self.seconds_before = saved["step"], saved["best"], saved["seconds"]
         self.bad_in_a_row, self.skipped_steps = saved["bad_in_a_row"], saved["skipped_steps"]
         self.owes_evaluation = saved["owes_evaluation"]
+        self.unreadable = dict.fromkeys(saved.get("unreadable", ()))  # checkpoints of before did not count them
         self.meter.load_state_dict(saved["meter"])
         self.watchdog.load_state_dict(saved["watch"])
         if len(rng) == distributed.world_size():

@@ -58,7 +58,7 @@ class ClipJudge:
         self, encoder: Encoder, class_names: Sequence[str], prompts: Prompts, look: Look, margin: float = 0.1
     ) -> None:
         """margin: around a box, as a share of its longer side. Raises ConfigError for a text that says nothing to this
-        model, or is longer than it can read.
+        model, or is longer than it can read, and for a model without a feature map that is to look inside masks.
         """
         for name, texts in zip(class_names, prompts, strict=True):
             _require_readable(encoder, name, texts)
@@ -66,6 +66,9 @@ class ClipJudge:
         self.counts = tuple(len(texts) for texts in prompts)
         self._texts = [text for texts in prompts for text in texts]
         self._known: Tensor | None = None
+        if look == "masks":  # better said before the hours of burn-in
+            with torch.no_grad():
+                encoder.features(torch.zeros(1, 3, encoder.side_px, encoder.side_px))
 
     @torch.no_grad()
     def __call__(self, images: Tensor, instances: Sequence[Instances]) -> list[Tensor]:

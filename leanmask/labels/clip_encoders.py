@@ -146,7 +146,7 @@ class OpenClip:
         trunk = getattr(self.module.visual, "trunk", None)
         found = None if trunk is None else trunk.forward_features(pixels)
         if found is None or found.dim() != 4:
-            raise ConfigError("this open_clip model has no feature map to pool; take a ConvNeXt, or cut-outs of boxes")
+            raise ConfigError("this open_clip model has no feature map to pool; take a ConvNeXt, or judge_look=boxes")
         return found
 
     def project(self, pooled: Tensor) -> Tensor:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leanmask.errors import ConfigError, suggest
-from leanmask.labels.clip import clip_judge, open_clip_judge
+from leanmask.labels.clip import Look, clip_judge, open_clip_judge
 from leanmask.labels.correct import CategoryJudge
 
 FORMS = "clip:MODEL, open_clip:MODEL/WEIGHTS or python:module:function"
 
 
-def load_judge(name: str, class_names: Sequence[str], descriptions: str | None = None) -> CategoryJudge:
+@dataclass(frozen=True)
+class JudgeOptions:
+    """For CLIP. descriptions: file of sentences per class, None = the names. look: at cut-outs of the boxes or inside
+    the masks, None = what suits the library's networks.
+    """
+
+    descriptions: str | None = None
+    look: Look | None = None
+
+
+def load_judge(name: str, class_names: Sequence[str], options: JudgeOptions = JudgeOptions()) -> CategoryJudge:
     """The judge that `name` asks for, for these classes.
 
     clip: and open_clip: take a hub id or a local folder (see labels/clip.py) and, optionally, a file of descriptions
@@ -24,10 +35,25 @@ def load_judge(name: str, class_names: Sequence[str], descriptions: str | None =
     if kind not in BUILDERS or not rest:
         near = suggest(kind, BUILDERS) if kind not in BUILDERS else ""
         raise ConfigError(f"judge '{name}' is none{near}; write {FORMS}")
-    return BUILDERS[kind](rest, class_names, Path(descriptions) if descriptions else None)
+    if kind == "python" and (options.look or options.descriptions):
+        setting = "judge_look" if options.look else "judge_descriptions"
+        raise ConfigError(f"method.{setting} is for clip: and open_clip:; judge '{name}' is a function, which has none")
+    return BUILDERS[kind](rest, class_names, options)
 
 
-def _python(rest: str, class_names: Sequence[str], descriptions: Path | None) -> CategoryJudge:
+def _clip(rest: str, class_names: Sequence[str], options: JudgeOptions) -> CategoryJudge:
+    return clip_judge(rest, class_names, _file(options), options.look or "boxes")
+
+
+def _open_clip(rest: str, class_names: Sequence[str], options: JudgeOptions) -> CategoryJudge:
+    return open_clip_judge(rest, class_names, _file(options), options.look or "masks")
+
+
+def _file(options: JudgeOptions) -> Path | None:
+    return Path(options.descriptions) if options.descriptions else None
+
+
+def _python(rest: str, class_names: Sequence[str], options: JudgeOptions) -> CategoryJudge:
     module, _, function = rest.partition(":")
     try:
         build: Callable[[Sequence[str]], Any] = getattr(importlib.import_module(module), function)
@@ -36,8 +62,8 @@ def _python(rest: str, class_names: Sequence[str], descriptions: Path | None) ->
     return build(class_names)
 
 
-BUILDERS: dict[str, Callable[[str, Sequence[str], Path | None], CategoryJudge]] = {
-    "clip": clip_judge,
-    "open_clip": open_clip_judge,
+BUILDERS: dict[str, Callable[[str, Sequence[str], JudgeOptions], CategoryJudge]] = {
+    "clip": _clip,
+    "open_clip": _open_clip,
     "python": _python,
 }

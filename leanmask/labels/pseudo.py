@@ -31,7 +31,8 @@ def to_crops(masks: Grids | Crops, canvas: tuple[int, int], floor: float = 0.01)
 
     Grids are pasted over their boxes as `masks.to_rles` does it (one blank cell around, bilinear, box rounded down to
     whole pixels) and cut at the canvas; margins in which no cell reaches `floor` are left out. A mask that has no such
-    cell, lies off the canvas or whose box is unknown (NaN) does not exist (region of size 0). Crops stay as they are.
+    cell, lies off the canvas or whose box is unknown (NaN) does not exist (region of size 0). Crops stay as they
+    are: the model that cut them decides how much of a mask's doubtful rim is in them.
     """
     if isinstance(masks, Crops):
         return Crops(masks.data.float(), masks.regions)

@@ -1,5 +1,5 @@
-"""Whether pseudo-objects of every class come as often as labelled ones: a class that vanishes or multiplies is an early
-sign of self-training going wrong, which the mean over classes hides.
+"""Whether pseudo-objects come at all, and of every class as often as labelled ones: a class that vanishes or multiplies
+is an early sign of self-training going wrong, which the mean over classes hides.
 """
 
 from __future__ import annotations
@@ -10,10 +10,50 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from leanmask.labels.select import Qualities
+
 WINDOW_IMAGES = 400  # between two judgements
 LEAST_EXPECTED = 10.0  # objects per window at the labelled rate, below which chance could explain anything
 FEW, MANY = 0.1, 4.0  # times the labelled rate
 NAMED = 5  # classes in a sentence
+NOTHING_IMAGES = 200  # in a row of which nothing is kept, before that is said
+SILENT = -(2**62)  # images: nothing more is said until something is kept
+
+
+class NothingKept:
+    """Says once, with the best qualities seen, that the thresholds keep nothing; and again after something was kept."""
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._best = [0.0, 0.0]
+
+    def see(self, qualities: Sequence[Qualities], kept: Sequence[Tensor]) -> None:
+        """Take the predictions of some images, and which of them (N,) bool are kept."""
+        if any(bool(keep.any()) for keep in kept):
+            self._images, self._best = 0, [0.0, 0.0]
+            return
+        self._images += len(kept)
+        for place, name in enumerate(("class_quality", "mask_quality")):
+            values = torch.cat([getattr(quality, name) for quality in qualities])
+            self._best[place] = max(self._best[place], float(values.max()) if len(values) else 0.0)
+
+    def news(self, settings: str) -> list[str]:
+        """The sentence, when it is time for it. settings: which thresholds decide."""
+        if self._images < NOTHING_IMAGES:
+            return []
+        images, self._images = self._images, SILENT
+        return [
+            f"nothing was kept on {images} images; the best class quality seen is {self._best[0]:.2f}, mask quality "
+            f"{self._best[1]:.2f}; if that lasts, lower {settings}"
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"images": self._images, "best": self._best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._images, self._best = state["images"], list(state["best"])
 
 
 class ClassRates:

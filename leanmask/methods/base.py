@@ -21,10 +21,16 @@ class EmaConfig(Frozen):
     """How the teacher follows the student; part of every method's config."""
 
     ema_keep: float = Field(
-        0.999, ge=0, lt=1, description="share of the teacher kept at each update (0.999: MaskBooster)"
+        0.999,
+        ge=0,
+        lt=1,
+        description="share of the teacher kept at each update (0.999: MaskBooster), at most; see ema_warmup_steps",
     )
     ema_warmup_steps: float = Field(
-        10, ge=1, description="the teacher forgets its random start: keep at most (1 + step) / (this + step)"
+        10,
+        ge=1,
+        description="the teacher forgets its random start: keep at most (1 + step) / (this + step). With 10 that is "
+        "0.994 at step 1,500; ema_keep 0.999 and 0.9996 are reached at steps 8,990 and 22,490, and are the same before",
     )
 
 

@@ -3,7 +3,19 @@ student starts from scratch on labels and pseudo-labels; then teacher := student
 
     labels --train--> teacher --frozen--> pseudo-labels --> student from scratch; then teacher := student
 
-The published baseline of PL-DC: a threshold on the class alone, weight 2 for the unlabelled loss, no pixel weights.
+The published baseline of PL-DC: a threshold on the class alone, weight 2 for the unlabelled loss, no pixel weights, no
+erasing. Unlike the authors' code:
+
+- lengths are shares of the training: the teacher is trained as long as the student and stays frozen for
+  `frozen_fraction` of it (published: 50,000 steps of 368,750);
+- the labelled images are shown in the strong view (published: flip, scale and crop alone) and all alike often;
+  `data.repeat_threshold=10` balances the classes as published;
+- the unlabelled images hold none of the labelled ones (published: all training images);
+- masks of at most 5 pixels of the network's input are left out (published: a sum of probabilities of at most 5 at
+  stride 4, about 80 such pixels);
+- a batch without any pseudo-object teaches nothing, and more than `pldc`'s `most_pseudo` labelled rates of them lose
+  weight (published: neither);
+- the better of student and teacher is kept (published: the student).
 """
 
 from __future__ import annotations

@@ -10,6 +10,10 @@ Every part is a setting, which makes the ablation table: `filter=coupled`, `judg
 `unlabelled_weight=0`. A batch without a single pseudo-object teaches nothing, as in the published code: it would only
 say background.
 
+Views unlike the published ones. Published: the student sees the weak *and* the strong copy of the labelled images,
+three random erasings are part of the strong view, and the scale is drawn from 0.1 to 2. Here: the strong copy alone; no
+erasing (`augment.erase=true`); 0.8 to 1.25 (`augment.scale_jitter`).
+
 Beyond the paper. `doubtful`: what the teacher half believes in is neither object nor background; published, everything
 below the thresholds is background (`doubtful=1`). `most_pseudo`: more pseudo-objects per image than so many times the
 labelled rate lower their weight in proportion.
@@ -25,9 +29,9 @@ from pydantic import Field
 from torch import Tensor
 
 from leanmask.labels.correct import CategoryJudge, corrected, fuse
-from leanmask.labels.judges import load_judge
+from leanmask.labels.judges import JudgeOptions, load_judge
 from leanmask.labels.pseudo import binary, to_crops
-from leanmask.labels.rates import ClassRates
+from leanmask.labels.rates import ClassRates, NothingKept
 from leanmask.labels.select import (
     AdaptiveThresholds,
     Qualities,
@@ -65,7 +69,9 @@ class PLDCConfig(EmaConfig):
     )
     class_quality: float = Field(0.85, ge=0, le=1, description="least class probability of a pseudo-object")
     mask_quality: float = Field(0.9, ge=0, le=1, description="least mean probability inside its mask")
-    coupled_quality: float = Field(0.765, ge=0, le=1, description="filter=coupled: least product of the two")
+    coupled_quality: float | None = Field(
+        None, ge=0, le=1, description="filter=coupled: least product of the two; null = class_quality * mask_quality"
+    )
     area_px: int = Field(5, ge=0, description="a pseudo-mask is larger than this, pixels of the network's input")
     doubtful: float = Field(
         0.3, ge=0, le=1, description="from this class probability on, what is not kept is no background either; ours"
@@ -78,6 +84,11 @@ class PLDCConfig(EmaConfig):
     )
     judge_descriptions: str | None = Field(
         None, description="YAML or JSON file {class name: [sentences]} for CLIP; null = the class names"
+    )
+    judge_look: Literal["boxes", "masks"] | None = Field(
+        None,
+        description="where CLIP looks: at a cut-out of each box, or once at the image and inside each mask; null = "
+        "boxes for clip:, masks for open_clip:",
     )
     judge_share: float = Field(0.5, ge=0, le=1, description="the judge's share right after burn-in; falls to 0")
     most_pseudo: float = Field(
@@ -98,9 +109,11 @@ class PLDC(Method):
         self.frozen = round(config.frozen_fraction * facts.total_steps)
         self.judge: CategoryJudge | None = None
         if config.judge:
-            self.judge = load_judge(config.judge, facts.class_names, config.judge_descriptions)
+            options = JudgeOptions(config.judge_descriptions, config.judge_look)
+            self.judge = load_judge(config.judge, facts.class_names, options)
         self.fixed = Thresholds(config.class_quality, config.mask_quality, config.area_px)
         self.rates = ClassRates(facts.objects_per_class, facts.labelled_images, facts.class_names)
+        self.nothing = NothingKept()
         self.adaptive: AdaptiveThresholds | None = None
         if config.filter == "adaptive":
             limits = ThresholdRange(
@@ -114,7 +127,7 @@ class PLDC(Method):
         if step < self.burn_in or unlabelled is None or self.config.unlabelled_weight == 0:
             return StepLosses(losses, {"pseudo_objects": 0.0})
         targets, counts = self.pseudo_targets(teacher, unlabelled, step)
-        events = self.rates.update(_trusted(targets), len(targets))
+        events = [*self.nothing.news(self.thresholds), *self.rates.update(_trusted(targets), len(targets))]
         weight = self.config.unlabelled_weight * self.restraint(float(counts["pseudo_objects"]))
         learned, _ = student(unlabelled.strong, targets)
         losses |= {name.replace("loss_", "loss_unlabelled_"): weight * loss for name, loss in learned.items()}
@@ -127,6 +140,14 @@ class PLDC(Method):
             return 1.0
         return 0.0 if step + 1 == start else super().momentum(step)
 
+    @property
+    def thresholds(self) -> str:
+        """The settings that decide what is kept, for a sentence."""
+        if self.config.filter == "coupled" and self.config.coupled_quality is not None:
+            return "method.coupled_quality"
+        what = "method.class_quality or method.mask_quality"
+        return f"method.coupled_quality (now the product of {what})" if self.config.filter == "coupled" else what
+
     @torch.no_grad()
     def pseudo_targets(self, teacher: Model, views: Views, step: int) -> tuple[list[Target], dict[str, Tensor | float]]:
         """What the teacher says of the weak views, as targets of the strong ones, and numbers for the journal."""
@@ -134,6 +155,7 @@ class PLDC(Method):
         qualities = [measure(instances) for instances in found]
         self.follow(found, qualities)
         kept = [self.keeps(instances, quality) for instances, quality in zip(found, qualities, strict=True)]
+        self.nothing.see(qualities, kept)
         found = self.correct(views.weak, found, kept, step)
         canvas = (int(views.weak.shape[-2]), int(views.weak.shape[-1]))
         targets = [
@@ -157,7 +179,8 @@ class PLDC(Method):
     def keeps(self, instances: Instances, quality: Qualities) -> Tensor:
         """(N,) bool: trusted enough to be an object (DDTF)."""
         if self.config.filter == "coupled":
-            return coupled(quality, self.config.coupled_quality, self.config.area_px)
+            own, both = self.config.coupled_quality, self.config.class_quality * self.config.mask_quality
+            return coupled(quality, both if own is None else own, self.config.area_px)
         thresholds = self.fixed
         if self.adaptive is not None:
             thresholds = self.adaptive.thresholds(instances.categories, self.config.area_px)
@@ -222,10 +245,12 @@ class PLDC(Method):
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values: the adaptive thresholds, and how often each class was found."""
         adaptive = self.adaptive.state_dict() if self.adaptive else None
-        return {"adaptive": adaptive, "rates": self.rates.state_dict()}
+        return {"adaptive": adaptive, "rates": self.rates.state_dict(), "nothing": self.nothing.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rates.load_state_dict(state["rates"])
+        if "nothing" in state:  # checkpoints of before did not count them
+            self.nothing.load_state_dict(state["nothing"])
         if self.adaptive is not None and state["adaptive"] is not None:
             self.adaptive.load_state_dict(state["adaptive"])
 

@@ -6,6 +6,7 @@ one side of a grid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +17,8 @@ from leanmask.masks import Crops
 from leanmask.models.points import regular_points, sample_grids
 
 Limit = tuple[float, float, float, float]  # xyxy pixels
+# Pixels this surely outside may be left out of a crop, whose readers then take them for 0 without any doubt.
+FLOOR = 0.01
 
 
 def over_boxes(masks: Tensor, boxes: Tensor, cells: int, stride: int) -> Tensor:
@@ -50,40 +53,51 @@ def mean_inside(values: Tensor) -> Tensor:
     return (values * inside).sum((-2, -1)) / inside.sum((-2, -1)).clamp(min=1)
 
 
-def tight_crops(masks: Tensor, limit: Limit, stride: int) -> tuple[Crops, Tensor]:
-    """Probabilities at `stride` times the size of mask logits (M, h, w), tight around what is above 0.5 inside `limit`
-    (xyxy pixels); and (M,) their mean there, 0 where nothing is. One mask at a time is enlarged, and of it no more than
-    can matter.
+def soft_crops(masks: Tensor, limit: Limit, stride: int, floor: float = FLOOR) -> tuple[Crops, Tensor, Tensor]:
+    """Probabilities at `stride` times the size of mask logits (M, h, w), around what is above `floor` inside `limit`
+    (xyxy pixels), so that the doubtful rim of a mask is kept; (M, 4) int64 x0, y0, width, height of what is above 0.5;
+    and (M,) the mean of the latter. A mask of which nothing is above 0.5 does not exist: all 0.
+
+    One mask at a time is enlarged, and of it no more than can matter.
     """
-    crops, regions, certainty = [], [], [masks.new_zeros(0)]
-    for window, x, y in _windows(masks, limit, stride):
+    crops, places, certainty = [], [], [masks.new_zeros(0)]
+    bound = math.log(floor / (1 - floor))
+    for window, x, y in _windows(masks, limit, stride, bound):
         inside = window > 0
-        rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
-        if len(rows) == 0:
+        edges = cell_extents(torch.stack([inside, window > bound])).tolist() if window.numel() else [[0] * 4] * 2
+        if not any(edges[0]):
             crops.append(window[:0, :0])
-            regions.append([0, 0, 0, 0])
+            places.append([[0] * 4] * 2)
             certainty.append(masks.new_zeros(1))
             continue
-        top, bottom, left, right = (int(edge) for edge in torch.stack([rows[0], rows[-1], columns[0], columns[-1]]))
-        values = window[top : bottom + 1, left : right + 1].sigmoid()
-        part = inside[top : bottom + 1, left : right + 1]
+        left, top, right, bottom = edges[1]
+        values = window[top:bottom, left:right].sigmoid()
+        part = inside[top:bottom, left:right]
         crops.append(values)
-        regions.append([x + left, y + top, right + 1 - left, bottom + 1 - top])
+        places.append([[x + x0, y + y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in edges])
         certainty.append(((values * part).sum() / (part.sum() + 1e-6))[None])
-    where = torch.tensor(regions, dtype=torch.int64, device=masks.device).view(-1, 4)
-    return Crops.join(crops, where, like=masks.new_zeros(0)), torch.cat(certainty)
+    where = torch.tensor(places, dtype=torch.int64, device=masks.device).view(-1, 2, 4)
+    return Crops.join(crops, where[:, 1], like=masks.new_zeros(0)), where[:, 0], torch.cat(certainty)
 
 
-def _windows(masks: Tensor, limit: Limit, scale: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Of every mask (h, w) the enlarged part inside `limit` that holds everything positive, and its x and y, pixels."""
+def tight_crops(masks: Tensor, limit: Limit, stride: int) -> tuple[Crops, Tensor]:
+    """`soft_crops` without the rim: of what is above 0.5 alone, and its mean."""
+    crops, _, certainty = soft_crops(masks, limit, stride, floor=0.5)
+    return crops, certainty
+
+
+def _windows(masks: Tensor, limit: Limit, scale: int, bound: float) -> Iterator[tuple[Tensor, int, int]]:
+    """Of every mask (h, w) that is positive anywhere the enlarged part inside `limit` that holds every logit above
+    `bound` (at most 0), and its x and y, pixels.
+    """
     height, width = masks.shape[-2:]
     x0, y0, x1, y1 = int(limit[0]), int(limit[1]), -int(-limit[2] // 1), -int(-limit[3] // 1)
-    down, across = (masks > 0).any(2), (masks > 0).any(1)
-    for mask, rows, columns in zip(masks, down.cpu(), across.cpu(), strict=True):
+    above = (masks > bound) & (masks > 0).any(2, keepdim=True).any(1, keepdim=True)
+    for mask, rows, columns in zip(masks, above.any(2).cpu(), above.any(1).cpu(), strict=True):
         if not bool(rows.any()):
             yield mask[:0, :0], 0, 0
             continue
-        # Between a positive cell and its neighbour values may be positive; beyond the neighbour's centre they are not.
+        # Between a cell above the bound and its neighbour values may be above; beyond the neighbour's centre not.
         filled, wide = rows.nonzero()[:, 0], columns.nonzero()[:, 0]
         top, bottom = max(int(filled[0]) - 1, 0), min(int(filled[-1]) + 2, height)
         left, right = max(int(wide[0]) - 1, 0), min(int(wide[-1]) + 2, width)

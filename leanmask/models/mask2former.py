@@ -24,7 +24,7 @@ from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.models.backbone import BackboneSpec, NormName, normalise
 from leanmask.models.base import Model, finite_zero, grid_losses
-from leanmask.models.canvas_masks import over_boxes, tight_crops
+from leanmask.models.canvas_masks import over_boxes, soft_crops
 from leanmask.models.mask2former_network import (
     SWIN,
     AnyBackbone,
@@ -229,9 +229,9 @@ class Mask2Former(Model):
         """Pairs of query and class, at most `detections_per_image`, scored by class probability times mean probability
         inside the mask; so one query's mask may come with several classes.
 
-        Masks are crops of probabilities at the network's input size, tight around what is above 0.5; boxes are theirs.
-        `class_probabilities` (N, C) leave out no-object, so that a row's sum is the probability of any object. See
-        `Model.predict`.
+        Masks are crops of probabilities at the network's input size, down to 0.01, so that their doubtful rim is in
+        them; boxes are tight around what is above 0.5. `class_probabilities` (N, C) leave out no-object, so that a
+        row's sum is the probability of any object. See `Model.predict`.
         """
         outputs = self.outputs(images, last_only=True)
         height, width = canvas_of(images)
@@ -247,11 +247,11 @@ class Mask2Former(Model):
         best = flat.topk(min(self.config.detections_per_image, len(flat)))
         chosen = best.indices[best.values > self.config.score_floor]
         queries, own = (chosen // self.num_classes).unique(return_inverse=True)
-        crops, certainty = tight_crops(masks[queries], limit, MASK_STRIDE_PX)
+        crops, tight, certainty = soft_crops(masks[queries], limit, MASK_STRIDE_PX)
         scores = flat[chosen] * certainty[own]
         order = scores.argsort(descending=True, stable=True)
         order = order[scores[order] > self.config.score_floor]
-        x, y, w, h = crops.regions[own[order]].float().unbind(1)
+        x, y, w, h = tight[own[order]].float().unbind(1)
         edges = torch.tensor(limit, device=masks.device)
         boxes = torch.stack([x, y, x + w, y + h], dim=1)
         boxes = torch.minimum(torch.maximum(boxes, edges[:2].repeat(2)), edges[2:].repeat(2))

@@ -111,5 +111,11 @@ def count(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.0f}"
 
 
+def footnotes(said: Mapping[str, Sequence[str]]) -> str:
+    """What rows say of themselves, such as " pldc, no_thresholds: with outside knowledge."; empty for nothing."""
+    notes = dict.fromkeys(note for own in said.values() for note in own)
+    return "".join(f" {', '.join(name for name, own in said.items() if note in own)}: {note}." for note in notes)
+
+
 def _md(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

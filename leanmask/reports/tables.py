@@ -12,6 +12,7 @@ from leanmask.reports.layout import (
     Table,
     count,
     duration,
+    footnotes,
     points,
     render_html,
     render_markdown,
@@ -41,6 +42,7 @@ IMAGE_COUNTS = {
     "negative_images": "images, nothing on them (negative)",
     "unlabelled_images": "images, unlabelled",
 }
+BENCHMARK_NOTE = "Mean ± standard deviation over seeds; AP in points (hundredths); time of one training."
 Arms = dict[str, dict[str, Mapping[str, Any]]]
 # The order of a table's rows: from the least to the most a method does; names not listed come after these.
 ARMS = (
@@ -173,7 +175,8 @@ def benchmark_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = 
         return tables[0]
     joined = [[table.title, *row] for table in tables for row in table.rows]
     headers = ("protocol", *tables[0].headers)
-    return Table("Benchmark", headers, joined, text_columns=tables[0].text_columns + 1, note=tables[0].note)
+    said = dict.fromkeys(table.note.removeprefix(BENCHMARK_NOTE) for table in tables)
+    return Table("Benchmark", headers, joined, tables[0].text_columns + 1, note=BENCHMARK_NOTE + "".join(said))
 
 
 def _benchmark_table(title: str, arms: Arms, metrics: Sequence[str]) -> Table:
@@ -190,8 +193,8 @@ def _benchmark_table(title: str, arms: Arms, metrics: Sequence[str]) -> Table:
         text = [arm, _each(rows, "who"), str(len(rows)), _each(rows, "steps")]
         body.append([*text, *columns, gap_closed(ap, arm), _of_full(ap, arm), time])
     headers = ("arm", "network", "seeds", "steps", *metrics, "gap closed", "of full", "time")
-    note = "Mean ± standard deviation over seeds; AP in points (hundredths); time of one training."
-    return Table(title, headers, body, text_columns=2, note=note)
+    said = {arm: [str(row["note"]) for row in arms[arm].values() if row.get("note")] for arm in order}
+    return Table(title, headers, body, text_columns=2, note=BENCHMARK_NOTE + footnotes(said))
 
 
 def _each(rows: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -81,7 +81,7 @@ def load(name: str, files: SplitFiles) -> Loaded:
         for key in LISTS:
             rows_of(content, key, files.annotations)
         return Loaded(name, files, content)
-    names = [path.name for path in image_files(files.images)]
+    names = [path.relative_to(files.images).as_posix() for path in image_files(files.images, recursive=True)]
     images = [{"id": i, "file_name": name, "exhaustive": False} for i, name in enumerate(names, start=1)]
     return Loaded(name, files, {"images": images, "annotations": [], "categories": []})
 

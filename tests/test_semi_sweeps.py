@@ -1,0 +1,63 @@
+"""benchmarks/semi_sweeps.py at tiny sizes: a sweep is kept and not repeated; qualities are measured against truth."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from leanmask.bench import table as table_module
+from leanmask.bench.table import BenchOptions
+from leanmask.config import apply_overrides
+from leanmask.data.digits import DigitsSpec
+from leanmask.methods.pldc import PLDCConfig
+
+SHORT = ("train.steps=2", "data.image_size=64", "data.workers=0", "train.batch_size=2")
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    path = Path(__file__).parent.parent / "benchmarks" / "semi_sweeps.py"
+    spec = importlib.util.spec_from_file_location("semi_sweeps", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> BenchOptions:
+    sizes = DigitsSpec(train=8, tune=2, val=1, size_px=64)
+    folders = {"work": tmp_path / "work", "results": tmp_path / "results"}
+    return BenchOptions(arms=("no_correction",), split="tune", overrides=SHORT, digits=sizes, **folders)
+
+
+def test_every_point_of_every_sweep_is_a_setting(script: ModuleType) -> None:
+    for points in script.SWEEPS.values():
+        assert len(set(points)) == len(points)
+        assert () in points
+        for point in points:
+            assert (PLDCConfig(**apply_overrides({}, point).get("method", {})) == PLDCConfig()) == (point == ())
+
+
+def test_a_sweep_is_kept_and_the_qualities_are_measured(
+    script: ModuleType, options: BenchOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = (("method.unlabelled_weight=2.0",), ())
+    rows = script.sweep("semi-25", points, options)
+    assert [row["overrides"] for row in rows] == [[*SHORT, *point] for point in points]
+    assert json.loads((options.results / "tune-semi-25.json").read_text()) == rows
+
+    def never(*_: object) -> None:
+        raise AssertionError("a finished row was trained again")
+
+    monkeypatch.setattr(table_module, "run_task", never)
+    assert script.sweep("semi-25", points, options) == rows
+    found = script.trust("semi-25", options)
+    assert (found["what"], found["arm"], found["steps"]) == ("semi_trust", "no_correction", 2)
+    assert found["overall"]["count"] > 0
+    assert set(found["bins"]) == {"class_quality", "mask_quality", "product"}
