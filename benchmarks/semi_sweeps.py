@@ -22,15 +22,16 @@ from typing import Any
 
 import yaml
 
-from leanmask.bench.table import BenchOptions, Row, bench, commit, run_folders
+from leanmask.bench.commit import commit
+from leanmask.bench.table import BenchOptions, Row, bench, run_folders
 from leanmask.data.coco import write_json
 from leanmask.data.files import read_json
 from leanmask.data.layout import locate
 from leanmask.evaluation.trust import quality
 from leanmask.pseudo.images import PseudoOptions, pseudo
 
-# The shapes of the published tables. () is the default, which the sweeps share: trained once. An average of the teacher's is bounded by its warm-up in a
-# training this short, so `ema` takes the keeps without one (ema_warmup_steps=1) beside warm-ups of other lengths.
+# The shapes of the published tables. () is the default, which the sweeps share: trained once. In a training this short
+# the teacher's average is bounded by its warm-up, so `ema` takes warm-ups of other lengths, and keeps without one (1).
 SWEEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "thresholds": tuple(
         ()
