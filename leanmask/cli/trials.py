@@ -51,7 +51,7 @@ def bench(
         say(as_json, measured, json.dumps(measured, indent=1))
         return
     names = tuple(arms.split(",")) if arms else None
-    _require_tables(protocols, names)
+    _require_tables(protocols, names, data)
     options = BenchOptions(
         seeds=seeds,
         arms=names,
@@ -75,7 +75,7 @@ def bench(
         print_json(rows)
 
 
-def _require_tables(protocols: list[str], arms: tuple[str, ...] | None) -> None:
+def _require_tables(protocols: list[str], arms: tuple[str, ...] | None, data: Path | None) -> None:
     """Raise ConfigError or DataError unless each of the protocols has a table with these arms; better said before the
     hours that the first of them takes.
     """
@@ -85,7 +85,7 @@ def _require_tables(protocols: list[str], arms: tuple[str, ...] | None) -> None:
         if protocol in ("speed", "annotate"):
             raise ConfigError(f"'{protocol}' is measured alone: leanmask bench {protocol}")
         if seconds_of(protocol) is None:
-            chosen_arms(protocol, arms)
+            chosen_arms(protocol, arms, data)
         else:
             require_suggest_arms(protocol, arms)
 
