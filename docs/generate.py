@@ -197,11 +197,11 @@ at 1 % on `tune`, without pasting and pseudo-masks, 21.2 mask and 39.9 box AP in
 with pasting, pseudo-masks outweigh the true ones then: 30.3 and 43.0 instead of 33.5 and 42.1. The published mean is
 the default.
 
-Points. Ten per object make 92 % of full supervision in Mask R-CNN (three seeds; published on COCO: 97 %), 5 make 86 %, 1
-makes 57 %, 20 make 95 % (one seed each). PointRend and Implicit PointRend, one seed: 34.4 and 35.4 with ten points, 41.2
-and 41.5 with all masks, so finer masks profit from masks more than from points; Implicit PointRend is ahead of PointRend
-by 1.0 with points (published: 1.2). AP50 with points is that of masks, AP75 is what is missing: edges. Likely reasons,
-not yet separated: 40,000 classified points in all (COCO: 8 million), networks from scratch, thin strokes. Half of the
+Points. Ten per object make 92 % of full supervision in Mask R-CNN (three seeds; published on COCO: 97 %), 5 make 86 %,
+1 makes 57 %, 20 make 95 % (one seed each). PointRend and Implicit PointRend, one seed: 34.4 and 35.4 with ten points,
+41.2 and 41.5 with all masks, so finer masks profit from masks more than from points; with points Implicit PointRend is
+ahead by 1.0 (published: 1.2). AP50 with points is that of masks, AP75 is what is missing: edges. Likely reasons, not
+yet separated: 40,000 classified points in all (COCO: 8 million), networks from scratch, thin strokes. Half of the
 points at each step costs Mask R-CNN 3.4 AP (published: 0.1), 5 % wrong labels at random 0.6 (published: 0.2); one seed
 each, so the second is within what seeds differ by.
 """
