@@ -150,11 +150,8 @@ def suggest(
 def free_queue(data: str | Path) -> Path:
     """Where the next queue of a data set goes: queue.json, queue-2.json, ... beside the labels that it leads to."""
     folder = labelling_folder(Path(data).expanduser())
-    return next(path for path in (folder / f"queue{_nth(n)}.json" for n in itertools.count(1)) if not path.exists())
-
-
-def _nth(number: int) -> str:
-    return "" if number == 1 else f"-{number}"
+    names = itertools.chain(["queue.json"], (f"queue-{number}.json" for number in itertools.count(2)))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _files(data: str | Path, split: str) -> SplitFiles:

@@ -41,7 +41,7 @@ def edit(data: Path, split: str, change: Callable[[dict[str, Any]], None]) -> No
     path.write_text(json.dumps(content))
 
 
-def refuse(source: Path, out: Path, error: type[LeanmaskError], says: str, **more: Any) -> None:
+def assert_refused(source: Path, out: Path, error: type[LeanmaskError], says: str, **more: Any) -> None:
     """Training refuses, in one or two sentences, before it writes anything."""
     with pytest.raises(error) as found:
         train(source, out, settings=merge(TINY, more))
@@ -52,18 +52,18 @@ def refuse(source: Path, out: Path, error: type[LeanmaskError], says: str, **mor
 
 def test_class_in_val_but_not_in_train(own_copy: Path, tmp_path: Path) -> None:
     edit(own_copy, "val", lambda content: content["categories"].append({"id": 99, "name": "eleven"}))
-    refuse(own_copy, tmp_path / "run", DataError, "'eleven'")
+    assert_refused(own_copy, tmp_path / "run", DataError, "'eleven'")
 
 
 def test_zero_labelled_objects(own_copy: Path, tmp_path: Path) -> None:
     edit(own_copy, "train", lambda content: content.update(annotations=[]))
-    refuse(own_copy, tmp_path / "run", DataError, "data.unannotated=negative")
-    refuse(own_copy, tmp_path / "run", DataError, "no labelled object", data={"unannotated": "negative"})
+    assert_refused(own_copy, tmp_path / "run", DataError, "data.unannotated=negative")
+    assert_refused(own_copy, tmp_path / "run", DataError, "no labelled object", data={"unannotated": "negative"})
 
 
 def test_empty_data_set(own_copy: Path, tmp_path: Path) -> None:
     edit(own_copy, "train", lambda content: content.update(annotations=[], images=[]))
-    refuse(own_copy, tmp_path / "run", DataError, "no images")
+    assert_refused(own_copy, tmp_path / "run", DataError, "no images")
 
 
 def test_images_without_annotations_need_the_users_word(own_copy: Path, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_images_without_annotations_need_the_users_word(own_copy: Path, tmp_path
         content["annotations"] = [row for row in content["annotations"] if row["image_id"] != first]
 
     edit(own_copy, "train", empty_one)
-    refuse(own_copy, tmp_path / "run", DataError, "data.unannotated=negative")
+    assert_refused(own_copy, tmp_path / "run", DataError, "data.unannotated=negative")
     settings = merge(TINY, {"data": {"unannotated": "unlabelled"}, "train": {"steps": 1}})
     assert train(own_copy, tmp_path / "run", settings=settings).steps == 1
 
@@ -88,7 +88,7 @@ def test_corrupted_image_is_replaced_and_named(own_copy: Path, tmp_path: Path) -
 
 
 def test_unlabelled_images_without_a_method_for_them(sparse: Path, tmp_path: Path) -> None:
-    refuse(sparse, tmp_path / "run", ConfigError, "unlabelled", data={"unlabelled": [str(tmp_path)]})
+    assert_refused(sparse, tmp_path / "run", ConfigError, "unlabelled", data={"unlabelled": [str(tmp_path)]})
 
 
 def test_batch_that_cannot_be_accumulated(sparse: Path, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_results_file_that_is_no_list(leanmask: Cli, digits: Path, tmp_path: Pat
 
 def test_annotation_file_that_is_no_json(own_copy: Path, tmp_path: Path) -> None:
     (own_copy / "annotations" / "instances_train.json").write_text("{")
-    refuse(own_copy, tmp_path / "run", DataError, "instances_train.json")
+    assert_refused(own_copy, tmp_path / "run", DataError, "instances_train.json")
 
 
 def _journal(folder: Path) -> list[dict[str, Any]]:

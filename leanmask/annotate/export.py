@@ -148,10 +148,10 @@ def export_review(source: Source, answers: Sequence[Answer]) -> tuple[dict[str, 
     """A file of pseudo-labels with what people decided, each decision in `review`.
 
     Accepted and re-classified ones count fully (weight 1) and are a person's from then on; `review.before` keeps where
-    they are from. Rejected ones, and those of a wrong class that nobody
-    corrected, get weight 0: training leaves the place alone, as object and as background. Where the mask cuts off, the
-    class and one point inside the mask are kept. Of an object with classified points, which a person made, only the
-    mask goes in either case. What was not decided stays as it was.
+    they are from. Rejected ones, and those of a wrong class that nobody corrected, get weight 0: training leaves the
+    place alone, as object and as background. Where the mask cuts off, the class and one point inside the mask are kept.
+    Of an object with classified points, which a person made, only the mask goes in either case. What was not decided
+    stays as it was.
     """
     decided = {answer.target: answer for answer in answers if answer.kind == "review" and answer.position >= 0}
     rows = [_reviewed(source, thing, decided.get(thing.id)) for thing in source.things]

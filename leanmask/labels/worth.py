@@ -104,10 +104,12 @@ class Shopping:
 @dataclass
 class Shelf:
     """How much of every class and every look is labelled; it grows as labels are chosen. Counted twice: "box" counts
-    objects with a box or more, "mask" what they say about their masks, in masks' worth.
+    objects with a box or more, "mask" what they say about their masks, in masks' worth. commonest: the largest count of
+    a class, kept because it is asked for at every object of an image that nobody has looked at.
     """
 
     counts: defaultdict[tuple[str, str, int | None], float] = field(default_factory=lambda: defaultdict(float))
+    commonest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def rarity(self, level: Level, category: int | None, look: int) -> float:
         """1 for what nobody has labelled, falling as the square root of what there is: of class and look alike. What
@@ -124,6 +126,7 @@ class Shelf:
         """Something was labelled."""
         for category, _ in candidate.objects:
             self.counts[level, "class", category] += amount
+            self.commonest[level] = max(self.commonest[level], self.counts[level, "class", category])
             self.counts[level, "look", candidate.look] += amount
 
 
