@@ -180,3 +180,13 @@ def test_errors_are_json_for_machines(leanmask: Cli) -> None:
     outcome = leanmask("train", "nowhere", "--out", "x", "--json")
     assert outcome.code == 2
     assert "nowhere" in json.loads(outcome.out)["error"]
+
+
+def test_ctrl_c_is_a_sentence_too(leanmask: Cli, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("leanmask.cli.data.check_data", interrupted)
+    outcome = leanmask("check", digits)
+    assert outcome.code == 130
+    assert "stopped by Ctrl-C" in outcome.err

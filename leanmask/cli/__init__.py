@@ -1,7 +1,7 @@
 """The command line: thin verbs over the Python functions of the same names. Only this room prints and exits.
 
 Exit codes: 0 done; 1 the check found errors or a measurement is incomplete; 2 a mistake the user can mend, said in a
-sentence.
+sentence; 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,13 +15,22 @@ from leanmask.errors import LeanmaskError
 __all__ = ["app", "main"]
 
 
+INTERRUPTED = 130  # what typer exits with, without a word, at Ctrl-C
+
+
 def main() -> None:
-    """Entry point: a user's mistake becomes a sentence and exit code 2, never a traceback."""
+    """Entry point: a user's mistake becomes a sentence and exit code 2, never a traceback; so does Ctrl-C, with code 130,
+    where no verb has more to say of it.
+    """
     try:
         app()
     except LeanmaskError as error:
         _complain(str(error))
         sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            _complain("stopped by Ctrl-C")
+        raise
 
 
 def _complain(message: str) -> None:
