@@ -19,7 +19,7 @@ INTERRUPTED = 130  # what typer exits with, without a word, at Ctrl-C
 
 
 def main() -> None:
-    """Entry point: a user's mistake becomes a sentence and exit code 2, never a traceback; so does Ctrl-C, with code 130,
+    """Entry point: a mistake becomes a sentence and exit code 2, never a traceback; so does Ctrl-C, with code 130,
     where no verb has more to say of it.
     """
     try:
