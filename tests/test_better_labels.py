@@ -224,10 +224,10 @@ def test_arms_of_the_benchmark(tmp_path: Path) -> None:
         arms=wanted,
         digits=tiny,
         overrides=quick,
-        model="cascade_mask_rcnn",
     )
     found = bench("longtail", options)
     assert [row["arm"] for row in found.rows] == list(wanted)
+    assert {row["model"] for row in found.rows} == {"cascade_mask_rcnn-tiny"}
     assert all("APc" in row["metrics"] and "ECE" in row["metrics"] for row in found.rows)
     assert bench("longtail", options).rows == found.rows
     assert {"APr", "ECE"} <= set(found.table.headers)

@@ -137,6 +137,8 @@ LONGTAIL: dict[str, Arm] = {
 
 def model_of(protocol: str) -> str:
     """The model of a protocol's table, where none is named."""
+    if protocol == LONGTAIL_PROTOCOL:
+        return "cascade_mask_rcnn"
     return "solov2" if parse_protocol(protocol).kind == "weak-semi" else USUAL_MODEL
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from leanmask.bench.commit import commit
+from leanmask.bench.provenance import commit, machine
 from leanmask.bench.speed_evaluation import evaluation_speed
 from leanmask.bench.speed_model import inference_speed, training_speed
 from leanmask.bench.speed_points import pointrend_memory, points_speed
@@ -44,7 +41,7 @@ def speed(results: Path, *, on_progress: Callable[..., None] | None = None) -> l
             "what": name,
             **measure(),
             "commit": commit(),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+            "machine": machine(),
         }
         add_row(results / "speed.json", row)
         rows.append(row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, model_of
-from leanmask.bench.commit import commit
+from leanmask.bench.provenance import commit, machine
 from leanmask.bench.stage_quality import stage_quality
 from leanmask.config import apply_overrides, merge
 from leanmask.data.coco import write_json
@@ -188,15 +186,16 @@ def prepare_data(task: Task) -> Path:
     options = task.options
     if task.protocol == LONGTAIL_PROTOCOL:
         return _longtail(task)
-    source = options.data
-    if source is None:
-        source = options.work / "data" / "digits"
-        if not (source / "annotations").is_dir():
-            write_digits(source, options.digits or DigitsSpec())
+    source = options.data or options.work / "data" / "digits"
+    if options.data is None:
+        with _alone(source):
+            if not (source / "annotations").is_dir():
+                write_digits(source, options.digits or DigitsSpec())
     told = _of_split(options.overrides)
     out = options.work / "data" / "-".join([source.name, task.protocol, f"seed{task.seed}", *map(as_name, told)])
-    if not (out / "data.yaml").is_file():
-        split(source, out, task.protocol, seed=task.seed, options=_split_options(told))
+    with _alone(out):
+        if not (out / "data.yaml").is_file():
+            split(source, out, task.protocol, seed=task.seed, options=_split_options(told))
     return out
 
 
@@ -206,10 +205,17 @@ def _longtail(task: Task) -> Path:
     if options.data is not None:
         return options.data
     out = options.work / "data" / f"digits-longtail-seed{task.seed}"
-    if not (out / "data.yaml").is_file():
-        spec = options.digits or DigitsSpec(unlabelled=LONGTAIL_UNLABELLED)
-        write_digits(out, dataclasses.replace(spec, longtail=True, seed=task.seed))
+    with _alone(out):
+        if not (out / "data.yaml").is_file():
+            spec = options.digits or DigitsSpec(unlabelled=LONGTAIL_UNLABELLED)
+            write_digits(out, dataclasses.replace(spec, longtail=True, seed=task.seed))
     return out
+
+
+def _alone(folder: Path) -> FileLock:
+    """One process at a time writes a folder: several may build tables in the same work folder, or rows of one run."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
 def run_tasks(tasks: Sequence[Task], jobs: int, on_progress: OnProgress | None) -> Iterator[Row]:
@@ -261,8 +267,7 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         settings, {"train": {"seed": task.seed, "threads": threads}, "data": {"val_split": task.options.split}}
     )
     settings = merge(settings, {"evaluation": {"who": [task.arm.who]}})
-    task.run.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(task.run.with_name(f".{task.run.name}.lock")):  # two rows may share a run
+    with _alone(task.run):  # two rows may share a run
         if (task.run / "config.yaml").is_file():
             summary = resume(task.run, on_progress=on_progress)
         else:
@@ -286,5 +291,5 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         **stage_quality(task.run),
         "train_seconds": round(summary.seconds, 1),
         "commit": commit(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+        "machine": machine(),
     }
