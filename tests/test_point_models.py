@@ -240,7 +240,7 @@ def test_parameter_penalty_is_the_mean_square() -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["mask", "points"])
 def test_a_few_steps_learn_a_shape(name: str, kind: str) -> None:
-    """The object is the left half of its box; the learned mask shows it, from a mask and from ten points."""
+    """The object is the left half of its box; the learned mask shows it, from a mask and from a hundred points."""
     torch.manual_seed(0)
     model = tiny(name, train_on_predicted_boxes=False).train()
     images = torch.rand(1, 3, 64, 64) * 0.2
@@ -273,7 +273,7 @@ def _half_mask(box: list[float]) -> Target:
 
 
 def _half_points(box: list[float]) -> Target:
-    points: Tensor = torch.rand(20, 2) * torch.tensor([32.0, 40.0])
+    points: Tensor = torch.rand(100, 2) * torch.tensor([32.0, 40.0])
     labels = (points[:, 0] < 16).long()
     return pointed([(points + torch.tensor([8.0, 10.0])).tolist()], [labels.tolist()], [box])
 

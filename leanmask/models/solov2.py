@@ -150,19 +150,22 @@ class SOLOv2Config(Frozen):
 
 @dataclass(frozen=True, eq=False)
 class Said:
-    """What the network says. classes: (B, T, C) logits. kernels: (B, T, E). features: (B, E, h, w). stride: pixels of
-    the canvas per cell of the features.
+    """What the network says of B images. classes: (B, T, C) logits. kernels: (T, E) of each image. features: (E, h, w)
+    of each. stride: pixels of the canvas per cell of the features.
+
+    Kernels and features are taken apart once: an index per use would give each use a gradient as large as the batch's,
+    mostly zeros, and all of them to add up.
     """
 
     classes: Tensor
-    kernels: Tensor
-    features: Tensor
+    kernels: tuple[Tensor, ...]
+    features: tuple[Tensor, ...]
     stride: int
 
     def masks(self, image: int, cells: Tensor) -> Tensor:
         """(n, h, w) float32 mask logits of the cells (n,) of one image."""
         features = self.features[image]
-        logits = self.kernels[image, cells].to(features.dtype) @ features.flatten(1)
+        logits = self.kernels[image][cells].to(features.dtype) @ features.flatten(1)
         return logits.view(-1, *features.shape[1:]).float()
 
 
@@ -198,7 +201,7 @@ class SOLOv2(Model):
         features = list(self.backbone(normalise(images, self.mean, self.std)).values())
         classes, kernels = self.cells(features)
         masks = self.mask_branch(features)
-        return Said(classes, kernels, masks, canvas_of(images)[0] // masks.shape[-2])
+        return Said(classes, kernels.unbind(), masks.unbind(), canvas_of(images)[0] // masks.shape[-2])
 
     def forward(self, images: Tensor, targets: Sequence[Target]) -> tuple[dict[str, Tensor], MaskPredictions]:
         """Losses "loss_class", "loss_mask" (dice) and "loss_points"; and the masks of all positive cells whose object
@@ -291,14 +294,14 @@ class SOLOv2(Model):
         the IoU of the mask's extent with it. A box that nobody drew takes no part: where a student saw the object must
         not decide what its teacher sees. No score is too low.
         """
-        height, width = said.features.shape[-2:]
+        height, width = said.features[0].shape[-2:]
         boxes = proposals.known_boxes
         places = (boxes[:, :2] + boxes[:, 2:]) / 2
         if proposals.points is not None:
             places = torch.where(proposals.points.isfinite(), proposals.points, places)
         cells = self.layout.cells_at(places.nan_to_num(), canvas)
         best = torch.zeros_like(proposals.image_index)
-        masks = said.features.new_zeros(len(best), height, width, dtype=torch.float32)
+        masks = said.classes.new_zeros(len(best), height, width, dtype=torch.float32)
         for image in range(len(said.features)):
             for rows in (proposals.image_index == image).nonzero()[:, 0].split(ASKED_AT_ONCE):
                 candidates = said.masks(image, cells[rows].flatten()).unflatten(0, cells[rows].shape)
