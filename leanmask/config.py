@@ -124,7 +124,9 @@ class TrainConfig(Frozen):
     precision: Literal["fp32", "bf16"] = "bf16"
     channels_last: bool = True
     threads: int | None = Field(None, ge=1, description="CPU threads of a process; null = torch's choice")
-    deterministic: bool = Field(True, description="bit-for-bit repeatable on CPU; slower on GPUs, see docs")
+    deterministic: bool | None = Field(
+        None, description="repeatable kernels; null = on CPUs, bit for bit, and not on GPUs, where they are slower"
+    )
     eval_every_steps: int = Field(0, ge=0, description="0 = only at the end")
     checkpoint_every_steps: int = Field(200, ge=1)
     log_every_steps: int = Field(10, ge=1)

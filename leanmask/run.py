@@ -16,7 +16,7 @@ import torch
 import torchvision
 
 from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
-from leanmask.engine.distributed import start_processes, world_size
+from leanmask.engine.distributed import start_processes, use_cpu, world_size
 from leanmask.errors import RunError
 from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve
@@ -85,9 +85,11 @@ def seed_everything(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if config.deterministic:
-        # Some CUDA kernels (RoIAlign's backward pass) have no deterministic form: warn, as docs/running.md says.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    # Kernels without a repeatable form (bilinear sampling's backward pass on GPUs) warn, as docs/running.md says.
+    repeatable = use_cpu() if config.deterministic is None else config.deterministic
+    torch.use_deterministic_algorithms(repeatable, warn_only=True)
+    # With the above torch fills new memory before every use, to make reading it by mistake repeatable.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _vary_processes(config: TrainConfig, rank: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leanmask.distributed import global_mean
-from leanmask.masks import Crops
+from leanmask.masks import Crops, Masks
 from leanmask.models.base import grid_losses
 from leanmask.models.matching import of_object
 from leanmask.models.points import PointTargets, point_losses, sample_grids
@@ -88,22 +88,24 @@ def mask_targets(predictions: MaskPredictions, targets: Sequence[Target], grid: 
     The weight is the object's, times the per-pixel weight averaged over the cell where there is one; outside the
     crop of per-pixel weights a pixel counts fully.
     """
-    masks = predictions.boxes.new_zeros(len(predictions), grid.size, grid.size)
-    weights = torch.ones_like(masks)
-    for image, target in enumerate(targets):
-        rows = torch.nonzero(predictions.image_index == image)[:, 0]
-        if len(rows) == 0:
-            continue
-        index, boxes = predictions.object_index[rows], predictions.boxes[rows]
-        assert isinstance(target.instances.masks, Crops), "targets carry their masks as crops"
-        masks[rows] = sample_masks(target.instances.masks, index, boxes, grid)
-        weight = target.instances.weights[index][:, None, None]
-        if target.pixel_weights is not None:
-            # What is missing to weight 1 is sampled, because a crop is 0 where it ends and the weight there is 1.
-            doubt = Crops(1 - target.pixel_weights.data.float(), target.pixel_weights.regions)
-            weight = weight * (1 - sample_masks(doubt, index, boxes, grid))
-        weights[rows] = weight.expand(-1, grid.size, grid.size)
-    return masks, weights
+    count = [len(target.instances) for target in targets]
+    first = torch.tensor([0, *count[:-1]]).cumsum(0).to(predictions.image_index.device)
+    index = first[predictions.image_index] + predictions.object_index
+    masks = _joined([target.instances.masks for target in targets], targets)
+    weights = torch.cat([target.instances.weights for target in targets])[index][:, None, None]
+    if any(target.pixel_weights is not None for target in targets):
+        # What is missing to weight 1 is sampled, because a crop is 0 where it ends and the weight there is 1.
+        trust = _joined([target.pixel_weights for target in targets], targets)
+        doubt = Crops(1 - trust.data.float(), trust.regions)
+        weights = weights * (1 - sample_masks(doubt, index, predictions.boxes, grid))
+    return sample_masks(masks, index, predictions.boxes, grid), weights.expand(-1, grid.size, grid.size)
+
+
+def _joined(crops: Sequence[Masks | None], targets: Sequence[Target]) -> Crops:
+    """The crops of all images' objects, one after the other; of an image that has none, masks that do not exist."""
+    nothing = [Crops.none(len(target.instances)).to(target.instances.boxes.device) for target in targets]
+    found = zip(crops, nothing, strict=True)
+    return Crops.concatenate([each if isinstance(each, Crops) else none for each, none in found])
 
 
 def mask_loss(predictions: MaskPredictions, targets: Sequence[Target], grid: MaskGrid) -> Tensor:

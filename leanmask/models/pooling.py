@@ -103,8 +103,7 @@ class RoIPool(nn.Module):
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def _pool(self, feature: Tensor, scale: float, boxes: Tensor, image_index: Tensor) -> Tensor:
-        largest = LARGEST_MAP_CELLS if torch.is_grad_enabled() else LARGEST_MAP_CELLS_FORWARD
-        if feature.is_cuda or feature.shape[-2] * feature.shape[-1] > largest:
+        if _kernel_wins(feature):
             rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
             size = (self.cells, self.cells)
             pooled = roi_align(feature.float().contiguous(), rois, size, scale, self.samples, self.aligned)
@@ -118,10 +117,23 @@ class RoIPool(nn.Module):
         columns = axis_weights(x0, x1, Axis(self.cells, width, self.samples, self.aligned)).to(feature.dtype)
         flat = feature.permute(0, 2, 3, 1).reshape(-1, height, width * channels)
         per_image = torch.bincount(image_index, minlength=len(flat)).tolist()
-        # (K * S, H) @ (H, W * C) image by image, then (S, W) @ (W, C) for each box and each of its S rows.
-        strips = [r.flatten(0, 1) @ f for r, f in zip(rows.split(per_image), flat, strict=True) if len(r)]
-        strip = torch.cat(strips).view(-1, self.cells, width, channels)
-        return (columns[:, None] @ strip).permute(0, 3, 1, 2)
+        pooled = []
+        for down, across, image in zip(rows.split(per_image), columns.split(per_image), flat.unbind(), strict=True):
+            if len(down):
+                # (k * S, H) @ (H, W * C), then (S, W) @ (W, C) for each box and each of its S rows.
+                strips = (down.flatten(0, 1) @ image).view(-1, self.cells, width, channels)
+                pooled.append(across[:, None] @ strips)
+        return torch.cat(pooled).permute(0, 3, 1, 2)
+
+
+def _kernel_wins(feature: Tensor) -> bool:
+    """Whether torchvision's kernel is the better way. On GPUs it is, but where results must repeat torchvision takes
+    another one there, which it compiles for minutes; the products repeat as they are.
+    """
+    if feature.is_cuda:
+        return not torch.are_deterministic_algorithms_enabled()
+    largest = LARGEST_MAP_CELLS if torch.is_grad_enabled() else LARGEST_MAP_CELLS_FORWARD
+    return feature.shape[-2] * feature.shape[-1] > largest
 
 
 def box_levels(boxes: Tensor, count: int) -> Tensor:

@@ -233,14 +233,17 @@ class SOLOv2(Model):
 
     def _cells_of_points(self, said: Said, targets: Sequence[Target], canvas: tuple[int, int]) -> list[Tensor]:
         """Per image (N,) the cell of each object that is known by a point alone; 0 for the others."""
-        found = []
-        for image, target in enumerate(targets):
-            cells = torch.zeros_like(target.instances.categories)
-            alone = of_point_alone(target).nonzero()[:, 0]
-            points = target.instances.object_points[alone]
-            proposals = _points_as_proposals(image, points, target.instances.categories[alone])
-            cells[alone] = self.best_cells(said, proposals, canvas)[0]
-            found.append(cells)
+        alone = [of_point_alone(target) for target in targets]
+        found = [torch.zeros_like(target.instances.categories) for target in targets]
+        count = [int(each.sum()) for each in alone]
+        if any(count):
+            named = [target.instances for target in targets]
+            points = torch.cat([each.object_points[rows] for each, rows in zip(named, alone, strict=True)])
+            categories = torch.cat([each.categories[rows] for each, rows in zip(named, alone, strict=True)])
+            image = torch.arange(len(targets)).repeat_interleave(torch.tensor(count)).to(points.device)
+            best = self.best_cells(said, _points_as_proposals(image, points, categories), canvas)[0]
+            for cells, rows, part in zip(found, alone, best.split(count), strict=True):
+                cells[rows] = part
         return found
 
     def _lacking(self, positives: Positives, targets: Sequence[Target], stride: int) -> MaskPredictions:
@@ -302,7 +305,7 @@ class SOLOv2(Model):
         cells = self.layout.cells_at(places.nan_to_num(), canvas)
         best = torch.zeros_like(proposals.image_index)
         masks = said.classes.new_zeros(len(best), height, width, dtype=torch.float32)
-        for image in range(len(said.features)):
+        for image in proposals.image_index.unique().tolist():
             for rows in (proposals.image_index == image).nonzero()[:, 0].split(ASKED_AT_ONCE):
                 candidates = said.masks(image, cells[rows].flatten()).unflatten(0, cells[rows].shape)
                 likely = said.classes[image, cells[rows], proposals.categories[rows, None]].sigmoid()
@@ -376,9 +379,9 @@ class SOLOv2(Model):
         return strides[torch.bucketize(cells, starts, right=True) - 1]
 
 
-def _points_as_proposals(image: int, points: Tensor, categories: Tensor) -> Proposals:
+def _points_as_proposals(image_index: Tensor, points: Tensor, categories: Tensor) -> Proposals:
     return Proposals(
-        image_index=torch.full_like(categories, image),
+        image_index=image_index,
         boxes=points.new_full((len(points), 4), torch.nan),
         object_index=torch.full_like(categories, -1),
         categories=categories,
