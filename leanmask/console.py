@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -24,8 +25,15 @@ OnProgress = Callable[[int, int], None]
 # Messages and progress go to the error stream, so that --json leaves nothing but JSON on the output.
 # Under torchrun only the first process speaks.
 _SILENT = os.environ.get("RANK", "0") != "0"
-messages = Console(stderr=True, highlight=False)
-output = Console(highlight=False, quiet=_SILENT)
+PIPED_COLUMNS = 1000  # in a file or a pipe no line is broken: paths stay whole
+
+
+def _columns(stream: TextIO) -> int | None:
+    return None if stream.isatty() or "COLUMNS" in os.environ else PIPED_COLUMNS
+
+
+messages = Console(stderr=True, highlight=False, width=_columns(sys.stderr))
+output = Console(highlight=False, quiet=_SILENT, width=_columns(sys.stdout))
 
 
 @contextmanager

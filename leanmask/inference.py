@@ -18,6 +18,7 @@ from leanmask.data.loader import evaluation_batches
 from leanmask.data.new_folder import new_folder
 from leanmask.data.photos import Photos
 from leanmask.engine.checkpoint import fit_weights, load_weights
+from leanmask.engine.distributed import default_device
 from leanmask.errors import CheckpointError, DataError, RunError, suggest
 from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.predictions import predict_results, write_results
@@ -92,14 +93,16 @@ def weights_path(run: Path) -> Path:
 
 
 def load(run: str | Path, device: str | None = None) -> Loaded:
-    """Load a run folder or a weights file. device: "cpu", "cuda", None = a GPU when there is one."""
+    """Load a run folder or a weights file. device: "cpu", "cuda", None = what training would take: a GPU
+    when there is one, unless ACCELERATE_USE_CPU is set.
+    """
     path = weights_path(Path(run))
     weights, metadata = load_weights(path)
     if not {"config", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path} was not written by leanmask: it does not say which model and classes it is for")
     config = resolve(json.loads(metadata["config"]))
     classes = ClassMap.from_json(json.loads(metadata["classes"]))
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = torch.device(device) if device else default_device()
     model = config.build_model(len(classes), pretrained=False)
     fit_weights(model, weights, path)
     model = model.to(chosen).eval()

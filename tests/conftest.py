@@ -30,6 +30,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _on_the_cpu() -> None:
+    """Many tests compare bit for bit, which GPUs do not promise. To see the others there: ACCELERATE_USE_CPU=false."""
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_works() -> None:
     """Shells start jobs in the background with Ctrl-C ignored, and so are the processes that tests start from there."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

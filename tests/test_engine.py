@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from leanmask.config import OptimConfig
+from leanmask import run as run_module
+from leanmask.config import OptimConfig, TrainConfig
 from leanmask.engine.checkpoint import load_weights
+from leanmask.engine.distributed import default_device
 from leanmask.engine.interrupts import Interrupts
 from leanmask.engine.journal import Journal
 from leanmask.engine.meter import Meter
@@ -479,3 +481,25 @@ def broken_loader() -> Callable[[int], Iterator[Batch]]:
         raise RuntimeError("our own mistake")
 
     return batches
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "asked", "repeatable"), [(True, None, True), (False, None, False), (False, True, True)]
+)
+def test_repeatable_kernels_are_for_cpus_and_those_who_ask(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, asked: bool | None, repeatable: bool
+) -> None:
+    monkeypatch.setattr(run_module, "use_cpu", lambda: on_cpu)
+    try:
+        run_module.seed_everything(TrainConfig(deterministic=asked))
+        assert torch.are_deterministic_algorithms_enabled() == repeatable
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_commands_stay_off_the_gpu_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    for told, device in (("true", "cpu"), ("false", "cuda")):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", told)
+        assert default_device().type == device

@@ -78,6 +78,11 @@ def use_cpu() -> bool:
     return several and torch.accelerator.current_accelerator() == torch.device("mps")
 
 
+def default_device() -> torch.device:
+    """Where a network is loaded when nobody says: on a GPU when there is one, unless ACCELERATE_USE_CPU is set."""
+    return torch.device("cuda" if torch.cuda.is_available() and not use_cpu() else "cpu")
+
+
 def start_processes() -> PartialState:
     """Join the processes that torchrun started (gloo on CPUs, nccl on GPUs); alone it is a single process.
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from leanmask.engine.distributed import default_device
 from leanmask.errors import CheckpointError, ConfigError
 from leanmask.inference import load, weights_path
 from leanmask.models.base import Model
@@ -52,7 +53,7 @@ def load_embedder(name: str, weights: str | None = None, device: str | None = No
     """name: a run folder or weights file of leanmask; timm:NAME; or transformers:FOLDER, a model saved on this machine.
     weights: timm's, a local file, or DEFAULT to download them. Raises ConfigError or CheckpointError.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device) if device else default_device()
     if is_timm(name):
         return _timm(name, weights, place)
     if name.startswith(TRANSFORMERS):
