@@ -28,6 +28,7 @@ from leanmask.bench.table import (
     Task,
     add_row,
     as_name,
+    is_row,
     prepare_data,
     read_rows,
     results_path,
@@ -85,7 +86,7 @@ def bench_suggest(
     path = results_path(protocol, options)
     wanted = [(name, seed) for seed in range(options.seeds) for name in options.arms or ARMS]
     for number, (name, seed) in enumerate(wanted):
-        if any(_is(row, name, seed, options) for row in read_rows(path)):
+        if any(is_row(row, name, seed, options) for row in read_rows(path)):
             continue
 
         def tell(step: int, total: int, note: str, number: int = number, name: str = name, seed: int = seed) -> None:
@@ -93,7 +94,7 @@ def bench_suggest(
                 on_progress(number + step / total, len(wanted), f"{name} seed {seed}: step {step}, {note}")
 
         add_row(path, _row(protocol, name, Trial(_start(seed, options), seconds, seed, options), tell))
-    rows = [row for row in read_rows(path) if any(_is(row, name, seed, options) for name, seed in wanted)]
+    rows = [row for row in read_rows(path) if any(is_row(row, name, seed, options) for name, seed in wanted)]
     return BenchTable(rows, benchmark_table(rows))
 
 
@@ -102,11 +103,6 @@ def require_suggest_arms(protocol: str, names: Sequence[str] | None) -> None:
     for name in names or ():
         if name not in ARMS:
             raise ConfigError(f"unknown arm '{name}' of {protocol}{nearest(name, ARMS)}")
-
-
-def _is(row: Row, name: str, seed: int, options: BenchOptions) -> bool:
-    same = (row["arm"], row["seed"], row["overrides"]) == (name, seed, list(options.overrides))
-    return same and row["model"] == f"{options.model}-tiny"
 
 
 def _start(seed: int, options: BenchOptions) -> Path:

@@ -175,10 +175,14 @@ def _split_options(overrides: Sequence[str]) -> SplitOptions:
     return SplitOptions(**found)
 
 
+def is_row(row: Row, name: str, seed: int, options: BenchOptions) -> bool:
+    """Whether a row of a protocol's file is that of an arm and a seed under these options."""
+    same = (row["arm"], row["seed"], row.get("overrides", [])) == (name, seed, list(options.overrides))
+    return same and row["model"] == f"{options.model}-tiny"
+
+
 def _is_row(row: Row, task: Task) -> bool:
-    same = row["protocol"] == task.protocol and row["arm"] == task.name and row["seed"] == task.seed
-    same = same and row["model"] == f"{task.options.model}-tiny"
-    return same and row.get("overrides", []) == list(task.options.overrides)
+    return row["protocol"] == task.protocol and is_row(row, task.name, task.seed, task.options)
 
 
 def prepare_data(task: Task) -> Path:
