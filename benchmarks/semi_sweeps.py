@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from leanmask.bench.provenance import commit
+from leanmask.bench.commit import commit
 from leanmask.bench.table import BenchOptions, Row, bench, run_folders
 from leanmask.data.coco import write_json
 from leanmask.data.files import read_json

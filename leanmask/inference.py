@@ -17,8 +17,8 @@ from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.new_folder import new_folder
 from leanmask.data.photos import Photos
+from leanmask.devices import default_device
 from leanmask.engine.checkpoint import fit_weights, load_weights
-from leanmask.engine.distributed import default_device
 from leanmask.errors import CheckpointError, DataError, RunError, suggest
 from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.predictions import predict_results, write_results

@@ -16,7 +16,8 @@ import torch
 import torchvision
 
 from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
-from leanmask.engine.distributed import start_processes, use_cpu, world_size
+from leanmask.devices import use_cpu
+from leanmask.engine.distributed import start_processes, world_size
 from leanmask.errors import RunError
 from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve

@@ -23,6 +23,7 @@ BASE = {
     "records",
     "config",
     "costs",
+    "devices",
     "distributed",
     "processes",
 }
@@ -36,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"geometry", "masks", "supervision"},
     "config": {"errors"},
     "costs": {"errors"},
+    "devices": set(),
     "distributed": set(),
     "processes": set(),
     "summary": set(),

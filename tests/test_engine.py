@@ -21,8 +21,8 @@ from torch import Tensor
 
 from leanmask import run as run_module
 from leanmask.config import OptimConfig, TrainConfig
+from leanmask.devices import default_device
 from leanmask.engine.checkpoint import load_weights
-from leanmask.engine.distributed import default_device
 from leanmask.engine.interrupts import Interrupts
 from leanmask.engine.journal import Journal
 from leanmask.engine.meter import Meter

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from leanmask.bench.provenance import commit, machine
+from leanmask.bench.commit import commit
 from leanmask.bench.speed_evaluation import evaluation_speed
 from leanmask.bench.speed_model import inference_speed, training_speed
 from leanmask.bench.speed_points import pointrend_memory, points_speed
@@ -14,6 +14,7 @@ from leanmask.bench.speed_semi import pseudo_speed, semi_speed
 from leanmask.bench.speed_solov2 import nms_speed, refiner_speed
 from leanmask.bench.speed_steps import data_share, maskbooster_speed, target_memory
 from leanmask.bench.table import add_row
+from leanmask.devices import machine
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "training_step": training_speed,

@@ -16,12 +16,13 @@ from typing import Any
 from filelock import FileLock
 
 from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, model_of
-from leanmask.bench.provenance import commit, machine
+from leanmask.bench.commit import commit
 from leanmask.bench.stage_quality import stage_quality
 from leanmask.config import apply_overrides, merge
 from leanmask.data.coco import write_json
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import SplitOptions, split
+from leanmask.devices import machine
 from leanmask.errors import ConfigError, suggest
 from leanmask.processes import end_with_parent
 from leanmask.reports.tables import Table, benchmark_table

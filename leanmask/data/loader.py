@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leanmask.data.dataset import EvalDataset, Sample, TrainDataset, assemble, collate
+from leanmask.devices import default_device
 from leanmask.errors import ConfigError, DataError, LeanmaskError
 from leanmask.processes import end_with_parent
 from leanmask.records import Batch, Views
@@ -124,7 +125,7 @@ def _samples(datasets: Sequence[Any], job: Job) -> list[list[Sample]]:
 
 
 def _pinned(views: Views) -> Views:
-    if not torch.cuda.is_available():
+    if default_device().type != "cuda":
         return views
     weak = views.weak.pin_memory()
     return dataclasses.replace(

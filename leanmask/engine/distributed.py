@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 
+from leanmask.devices import use_cpu
 from leanmask.errors import ConfigError
 
 
@@ -66,21 +66,6 @@ def share_from_first(tensors: Sequence[Tensor]) -> None:
 def share_module(module: nn.Module) -> None:
     """Give every process the first one's parameters and buffers. Collective."""
     share_from_first([*module.parameters(), *module.buffers()])
-
-
-def use_cpu() -> bool:
-    """Whether training is on the CPU: no accelerator is there, or ACCELERATE_USE_CPU is set, or several processes meet
-    one that cannot be shared (Apple's). Accelerate must be told: by itself it joins CPU processes under torchrun not.
-    """
-    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
-        return True
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several and torch.accelerator.current_accelerator() == torch.device("mps")
-
-
-def default_device() -> torch.device:
-    """Where a network is loaded when nobody says: on a GPU when there is one, unless ACCELERATE_USE_CPU is set."""
-    return torch.device("cuda" if torch.cuda.is_available() and not use_cpu() else "cpu")
 
 
 def start_processes() -> PartialState:

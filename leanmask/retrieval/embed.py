@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from leanmask.engine.distributed import default_device
+from leanmask.devices import default_device
 from leanmask.errors import CheckpointError, ConfigError
 from leanmask.inference import load, weights_path
 from leanmask.models.base import Model

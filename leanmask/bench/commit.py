@@ -1,14 +1,9 @@
-"""What a measurement was made with: which source, on what machine."""
+"""Which source a measurement was made with."""
 
 from __future__ import annotations
 
-import platform
 import subprocess
 from pathlib import Path
-
-import torch
-
-from leanmask.engine.distributed import use_cpu
 
 
 def commit() -> str:
@@ -22,10 +17,3 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def machine() -> str:
-    """What this process trains on: the processor and the threads it uses, the GPU where there is one, torch."""
-    found = [platform.machine(), f"{torch.get_num_threads()} thread(s)"]
-    gpu = [] if use_cpu() else [torch.cuda.get_device_name() if torch.cuda.is_available() else "GPU"]
-    return ", ".join([*found, *gpu, f"torch {torch.__version__}"])
