@@ -103,9 +103,11 @@ def mask_targets(predictions: MaskPredictions, targets: Sequence[Target], grid: 
 
 def _joined(crops: Sequence[Masks | None], targets: Sequence[Target]) -> Crops:
     """The crops of all images' objects, one after the other; of an image that has none, masks that do not exist."""
-    nothing = [Crops.none(len(target.instances)).to(target.instances.boxes.device) for target in targets]
-    found = zip(crops, nothing, strict=True)
-    return Crops.concatenate([each if isinstance(each, Crops) else none for each, none in found])
+    parts = [
+        each if isinstance(each, Crops) else Crops.none(len(target.instances)).to(target.instances.boxes.device)
+        for each, target in zip(crops, targets, strict=True)
+    ]
+    return Crops.concatenate(parts)
 
 
 def mask_loss(predictions: MaskPredictions, targets: Sequence[Target], grid: MaskGrid) -> Tensor:
