@@ -45,13 +45,13 @@ def to_crops(masks: Grids | Crops, canvas: tuple[int, int], floor: float = 0.01)
     across = _lines((x0, x1), reached.any(1), canvas[1])
     sizes = torch.stack([across.first, down.first, across.last - across.first, down.last - down.first], 1)
     regions = torch.where((sizes[:, 2:] > 0).all(1, keepdim=True), sizes, 0)
-    crops = []
+    left, top, widths, heights = regions.unbind(1)
+    vertical = _hats(down, top, heights, rows).split(heights.tolist())
+    horizontal = _hats(across, left, widths, columns).split(widths.tolist())
     with torch.autocast(values.device.type, enabled=False):
-        for index, (left, top, width, height) in enumerate(regions.tolist()):
-            vertical = _hat(down, index, (top, height), rows)
-            horizontal = _hat(across, index, (left, width), columns)
-            crops.append((vertical @ values[index] @ horizontal.T).clamp(max=1.0))
-    return Crops.join(crops, regions, like=values.reshape(-1))
+        pasted = [v @ value @ h.T for v, value, h in zip(vertical, values, horizontal, strict=True)]
+    crops = Crops.join(pasted, regions, like=values.reshape(-1))
+    return Crops(crops.data.clamp(max=1.0), regions)
 
 
 def binary(crops: Crops, threshold: float = 0.5) -> Crops:
@@ -77,9 +77,13 @@ def _lines(edges: tuple[Tensor, Tensor], reached: Tensor, limit: int) -> _Lines:
     return _Lines(start, length, torch.where(some, first, 0), torch.where(some, last, 0))
 
 
-def _hat(lines: _Lines, index: int, part: tuple[int, int], cells: int) -> Tensor:
-    """(n, S) bilinear weights of the cells for the n pixels of `part` (first, n); the blank cells have none."""
-    pixel = torch.arange(part[0], part[0] + part[1], device=lines.start.device)
-    position = (pixel - lines.start[index] + 0.5) * ((cells + 2) / lines.length[index]) - 0.5
-    cell = torch.arange(1, cells + 1, device=pixel.device)
+def _hats(lines: _Lines, first: Tensor, lengths: Tensor, cells: int) -> Tensor:
+    """(sum of `lengths`, S) bilinear weights of the cells for the pixels `first` (N,) to `first + lengths` of all N
+    masks, one mask after the other; the blank cells have none. At once: on a GPU every operation costs its launch.
+    """
+    mask = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    start_of_mask = lengths.cumsum(0) - lengths - first
+    pixel = torch.arange(len(mask), device=mask.device) - start_of_mask[mask]
+    position = (pixel - lines.start[mask] + 0.5) * ((cells + 2) / lines.length[mask]) - 0.5
+    cell = torch.arange(1, cells + 1, device=mask.device)
     return (1 - (position.clamp(0, cells + 1)[:, None] - cell).abs()).clamp(min=0)

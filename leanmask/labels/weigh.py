@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -45,7 +44,9 @@ def certainty_weights(masks: Soft) -> Soft:
 
     What lies outside a crop has probability 0, hence weight 1, as `Target.pixel_weights` has it.
     """
-    return _mapped(masks, lambda values: 1 - mask_uncertainty(values.float()))
+    if isinstance(masks, Grids):
+        return Grids(1 - mask_uncertainty(masks.values.float()), masks.boxes)
+    return Crops(1 - mask_uncertainty(masks.data.float()), masks.regions)
 
 
 def boundary_weights(masks: Soft, factor: float = 3.0) -> Soft:
@@ -57,7 +58,10 @@ def boundary_weights(masks: Soft, factor: float = 3.0) -> Soft:
     and multiplies that one number with the map: the mean of the result is `factor` times the plain loss, whatever the
     map looks like, so that there the map amounts to a constant 3.
     """
-    return _mapped(masks, lambda values: _boundary_map(values.detach().float(), factor))
+    if isinstance(masks, Grids):
+        return Grids(_boundary_map(masks.values.detach().float(), factor), masks.boxes)
+    maps = [_boundary_map(crop[None].detach().float(), factor)[0] for crop in masks]
+    return Crops.join(maps, masks.regions, like=masks.data.float())
 
 
 def _boundary_map(values: Tensor, factor: float) -> Tensor:
@@ -70,10 +74,3 @@ def _boundary_map(values: Tensor, factor: float) -> Tensor:
         change = F.conv2d(values[:, None], kernel, padding=1)[:, 0].abs()
     mean = change.mean((1, 2), keepdim=True)
     return factor * torch.where(mean > 1e-6, change / mean.clamp(min=1e-6), 1.0)
-
-
-def _mapped(masks: Soft, function: Callable[[Tensor], Tensor]) -> Soft:
-    """Masks with new values at the same places. function: (K, h, w) to (K, h, w)."""
-    if isinstance(masks, Grids):
-        return Grids(function(masks.values), masks.boxes)
-    return Crops.join([function(crop[None])[0] for crop in masks], masks.regions, like=masks.data.float())
