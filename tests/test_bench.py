@@ -118,11 +118,14 @@ def test_the_semi_table_runs_on_classes_that_are_no_digits(digits: Path, options
 
 
 def test_arms_with_few_masks_paste_copies() -> None:
-    rare, common = arms_of("sparse-10"), arms_of("sparse-50")
-    assert list(rare) == list(common) == list(SPARSE)
-    pasted = {name for name, arm in rare.items() if "copy_paste_probability" in arm.settings.get("augment", {})}
-    assert pasted == {"ema_aug", "binary", "soft", "maskbooster"}
-    assert not any("copy_paste_probability" in arm.settings.get("augment", {}) for arm in common.values())
+    def pasted(protocol: str) -> set[str]:
+        arms = arms_of(protocol).items()
+        return {name for name, arm in arms if "copy_paste_probability" in arm.settings.get("augment", {})}
+
+    assert list(arms_of("sparse-10")) == list(arms_of("sparse-50")) == list(SPARSE)
+    assert pasted("sparse-10") == {"ema_aug", "binary", "soft", "maskbooster"}
+    assert pasted("semi-10") == set(SEMI) - {"unpasted", "full"}
+    assert pasted("sparse-50") == pasted("semi-25") == set()
 
 
 def test_unknown_names_are_refused(options: BenchOptions) -> None:
