@@ -199,7 +199,7 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_every_arm_of_the_benchmark_runs(digits: Path, tmp_path: Path) -> None:
     short = ("train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2", "evaluation.batch_size=2")
     small = ("model.tower_channels=16", "model.candidates=10", "model.detections_per_image=5")
-    assert list(arms_of("weak-semi-5")) == ["baseline", "rough", "pointwssis", "online", "full"]
+    assert list(arms_of("weak-semi-5")) == ["unpasted", "baseline", "rough", "pointwssis", "online", "full"]
     options = BenchOptions(data=digits, work=tmp_path / "w", results=tmp_path / "r", overrides=(*short, *small))
     rows = bench("weak-semi-40", options).rows
     assert {row["model"] for row in rows} == {"solov2-tiny"}

@@ -35,8 +35,8 @@ PRESET: dict[str, Any] = {
 # baseline. MaskBooster has it where masks are rarest alone (COCO 0.1 %, 860 masks); 10 % of digits are 395 masks, and a
 # step of eight images sees three of them. With so few, boxes and masks fall behind together: on `tune` at sparse-10,
 # mask and box AP are 26.7 and 34.9 without pasting, 32.4 and 40.1 with half of the images pasted into, 34.3 and 42.5
-# with all (benchmarks/results/tune-sparse-10.json); at semi-5, mask AP 21.7 without and 27.8 with it
-# (tune-semi-5.json). Where all masks are there it does not help (full.json).
+# with all (benchmarks/results/tune-sparse-10.json); at semi-5, mask AP 21.7 without and 27.8 with it, for SOLOv2 25.7
+# and 33.1 (tune-semi-5.json, tune-weak-semi-5.json). Where all masks are there it does not help (full.json).
 PASTED_UP_TO_PERCENT = 10.0
 COPY_PASTE = {"augment": {"copy_paste_probability": 1.0}}
 
@@ -106,8 +106,10 @@ SEMI: dict[str, Arm] = {
 # weak-semi-P. Every training of an arm has the preset's steps (the refiner's too; `online` half of them more), so a
 # student has as many as `baseline` and `full`, after a teacher with as many. `online` goes on where `pointwssis` ends.
 _ONLINE = {"method": {"name": "pointwssis", "online": True}}
+_STRONG = {"method": {"name": "supervised"}, "data": {"train_split": "strong"}}
 WEAK_SEMI: dict[str, Arm] = {
-    "baseline": Arm({"method": {"name": "supervised"}, "data": {"train_split": "strong"}}),
+    "unpasted": Arm(_STRONG),
+    "baseline": Arm(_STRONG),
     "rough": Arm({"method": {"name": "pointwssis", "refine": False}}),
     "pointwssis": Arm(_ONLINE, run_of="online", stage="student"),
     "online": Arm(_ONLINE),
@@ -171,7 +173,7 @@ def arms_of(protocol: str, own_data: bool = False) -> dict[str, Arm]:
     if parsed.kind == "semi":
         return _pasted(_unjudged(SEMI) if own_data else SEMI, parsed.amount, but=("unpasted", "full"))
     if parsed.kind == "weak-semi":
-        return WEAK_SEMI
+        return _pasted(WEAK_SEMI, parsed.amount, but=("unpasted", "full"))
     if parsed.kind != "sparse":
         raise ConfigError(
             f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P, weak-semi-P, longtail and full"
