@@ -39,6 +39,7 @@ PRESET: dict[str, Any] = {
 # and 33.1 (tune-semi-5.json, tune-weak-semi-5.json). Where all masks are there it does not help (full.json).
 PASTED_UP_TO_PERCENT = 10.0
 COPY_PASTE = {"augment": {"copy_paste_probability": 1.0}}
+UNPASTED = "unpasted"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _pldc(**settings: Any) -> dict[str, Any]:
 
 
 SEMI: dict[str, Arm] = {
-    "unpasted": Arm({"method": {"name": "supervised"}}),
+    UNPASTED: Arm({"method": {"name": "supervised"}}),
     "baseline": Arm({"method": {"name": "supervised"}}),
     "pldc": Arm(_pldc()),
     "no_thresholds": Arm(_pldc(filter="coupled")),
@@ -108,7 +109,7 @@ SEMI: dict[str, Arm] = {
 _ONLINE = {"method": {"name": "pointwssis", "online": True}}
 _STRONG = {"method": {"name": "supervised"}, "data": {"train_split": "strong"}}
 WEAK_SEMI: dict[str, Arm] = {
-    "unpasted": Arm(_STRONG),
+    UNPASTED: Arm(_STRONG),
     "baseline": Arm(_STRONG),
     "rough": Arm({"method": {"name": "pointwssis", "refine": False}}),
     "pointwssis": Arm(_ONLINE, run_of="online", stage="student"),
@@ -171,9 +172,9 @@ def arms_of(protocol: str, own_data: bool = False) -> dict[str, Arm]:
     if parsed.kind == "points":
         return POINTS
     if parsed.kind == "semi":
-        return _pasted(_unjudged(SEMI) if own_data else SEMI, parsed.amount, but=("unpasted", "full"))
+        return _pasted(_unjudged(SEMI) if own_data else SEMI, parsed.amount, but=(UNPASTED, "full"))
     if parsed.kind == "weak-semi":
-        return _pasted(WEAK_SEMI, parsed.amount, but=("unpasted", "full"))
+        return _pasted(WEAK_SEMI, parsed.amount, but=(UNPASTED, "full"))
     if parsed.kind != "sparse":
         raise ConfigError(
             f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P, weak-semi-P, longtail and full"
@@ -182,9 +183,11 @@ def arms_of(protocol: str, own_data: bool = False) -> dict[str, Arm]:
 
 
 def _pasted(arms: dict[str, Arm], percent: float, but: Sequence[str]) -> dict[str, Arm]:
-    """With CopyPaste in all arms but these, where no more than `percent` of the masks or images are labelled."""
+    """With CopyPaste in all arms but these, where no more than `percent` of the masks or images are labelled;
+    otherwise as they are, and no row of its own for what is not pasted into.
+    """
     if percent > PASTED_UP_TO_PERCENT:
-        return arms
+        return {name: arm for name, arm in arms.items() if name != UNPASTED}
     return {
         name: arm if name in but else dataclasses.replace(arm, settings=merge(arm.settings, COPY_PASTE))
         for name, arm in arms.items()
