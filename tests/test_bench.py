@@ -130,10 +130,14 @@ def test_arms_with_few_masks_paste_copies() -> None:
 
 
 def test_unknown_names_are_refused(options: BenchOptions) -> None:
-    with pytest.raises(DataError, match="sparse"):
+    with pytest.raises(ConfigError, match=r"no benchmark table for 'sparce-1'; did you mean 'sparse-R'"):
         bench("sparce-1", options)
-    with pytest.raises(ConfigError, match="no benchmark table"):
+    with pytest.raises(ConfigError, match="did you mean 'longtail'"):
+        bench("longtial", options)
+    with pytest.raises(ConfigError, match=r"no benchmark table for 'boxes'; allowed: full, longtail, points-N"):
         bench("boxes", options)
+    with pytest.raises(DataError, match="a percentage above 0"):
+        bench("sparse-200", options)
     with pytest.raises(ConfigError, match=r"unknown option split.pont_noise; did you mean 'point_noise'"):
         bench("points-10", dataclasses.replace(options, arms=("points",), overrides=("split.pont_noise=0.1",)))
 

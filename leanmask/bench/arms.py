@@ -14,8 +14,8 @@ from typing import Any
 
 from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE
 from leanmask.config import apply_overrides, merge
-from leanmask.data.withholding.protocols import parse_protocol
-from leanmask.errors import ConfigError
+from leanmask.data.withholding.protocols import FORMS, parse_protocol
+from leanmask.errors import ConfigError, suggest
 
 USUAL_MODEL = "mask_rcnn"
 
@@ -143,11 +143,31 @@ LONGTAIL: dict[str, Arm] = {
 }
 
 
+@dataclass(frozen=True)
+class Arms:
+    """The rows of the tables of one kind of protocol, in order. model: what they train where none is named. unpasted:
+    the rows without CopyPaste where few masks or images are labelled; None = all.
+    """
+
+    rows: dict[str, Arm]
+    model: str = USUAL_MODEL
+    unpasted: tuple[str, ...] | None = None
+
+
+# By what a protocol is called, with a letter for its number.
+TABLES: dict[str, Arms] = {
+    "sparse-R": Arms(SPARSE, unpasted=("baseline", "full")),
+    "points-N": Arms(POINTS),
+    "semi-P": Arms(SEMI, unpasted=(UNPASTED, "full")),
+    "weak-semi-P": Arms(WEAK_SEMI, model="solov2", unpasted=(UNPASTED, "full")),
+    LONGTAIL_PROTOCOL: Arms(LONGTAIL, model="cascade_mask_rcnn"),
+    "full": Arms({"full": SPARSE["full"]}),
+}
+
+
 def model_of(protocol: str) -> str:
-    """The model of a protocol's table, where none is named."""
-    if protocol == LONGTAIL_PROTOCOL:
-        return "cascade_mask_rcnn"
-    return "solov2" if parse_protocol(protocol).kind == "weak-semi" else USUAL_MODEL
+    """The model of a protocol's table, where none is named. Raises as `arms_of`."""
+    return _table(protocol)[0].model
 
 
 def _unjudged(arms: dict[str, Arm]) -> dict[str, Arm]:
@@ -162,24 +182,21 @@ def _unjudged(arms: dict[str, Arm]) -> dict[str, Arm]:
 
 def arms_of(protocol: str, own_data: bool = False) -> dict[str, Arm]:
     """The rows of a protocol's table, in order. own_data: on a user's data set, where no judge is at hand. Raises
-    ConfigError or DataError for a protocol that has none.
+    ConfigError for a protocol that has none, DataError for one whose number cannot be.
     """
+    table, amount = _table(protocol)
+    rows = _unjudged(table.rows) if own_data else table.rows
+    return rows if table.unpasted is None else _pasted(rows, amount, but=table.unpasted)
+
+
+def _table(protocol: str) -> tuple[Arms, float]:
+    """A protocol's table and the number in its name."""
     if protocol == LONGTAIL_PROTOCOL:
-        return LONGTAIL
-    parsed = parse_protocol(protocol)
-    if parsed.kind == "full":
-        return {"full": SPARSE["full"]}
-    if parsed.kind == "points":
-        return POINTS
-    if parsed.kind == "semi":
-        return _pasted(_unjudged(SEMI) if own_data else SEMI, parsed.amount, but=(UNPASTED, "full"))
-    if parsed.kind == "weak-semi":
-        return _pasted(WEAK_SEMI, parsed.amount, but=(UNPASTED, "full"))
-    if parsed.kind != "sparse":
-        raise ConfigError(
-            f"no benchmark table for '{protocol}'; there are sparse-R, points-N, semi-P, weak-semi-P, longtail and full"
-        )
-    return _pasted(SPARSE, parsed.amount, but=("baseline", "full"))
+        return TABLES[protocol], 0.0
+    kind = protocol.rpartition("-")[0] or protocol
+    if FORMS.get(kind) not in TABLES:
+        raise ConfigError(f"no benchmark table for '{protocol}'{suggest(protocol, TABLES)}")
+    return TABLES[FORMS[kind]], parse_protocol(protocol).amount
 
 
 def _pasted(arms: dict[str, Arm], percent: float, but: Sequence[str]) -> dict[str, Arm]:
