@@ -105,12 +105,12 @@ SEMI: dict[str, Arm] = {
 }
 
 # weak-semi-P. Every training of an arm has the preset's steps (the refiner's too; `online` half of them more), so a
-# student has as many as `baseline` and `full`, after a teacher with as many. `online` goes on where `pointwssis` ends.
+# student has as many as `baseline` and `full`, after a teacher with as many. One run makes three rows: `baseline` is
+# its teacher, and `online` goes on where `pointwssis` ends.
 _ONLINE = {"method": {"name": "pointwssis", "online": True}}
-_STRONG = {"method": {"name": "supervised"}, "data": {"train_split": "strong"}}
 WEAK_SEMI: dict[str, Arm] = {
-    UNPASTED: Arm(_STRONG),
-    "baseline": Arm(_STRONG),
+    UNPASTED: Arm({"method": {"name": "supervised"}, "data": {"train_split": "strong"}}),
+    "baseline": Arm(_ONLINE, run_of="online", stage="teacher"),
     "rough": Arm({"method": {"name": "pointwssis", "refine": False}}),
     "pointwssis": Arm(_ONLINE, run_of="online", stage="student"),
     "online": Arm(_ONLINE),

@@ -11,11 +11,15 @@ from leanmask.pseudo.masks import QUALITY_FILE
 NAMES = {"pseudo": "rough", "refined": "refined"}  # of stages, and what their masks are
 
 
-def stage_quality(run: Path) -> dict[str, Any]:
-    """ "pseudo": {"rough": ..., "refined": ...}, what the finished stages of the run have measured against the hidden
-    truth (mean IoU, also by the objects' size, and more); nothing for a run without such a stage.
+def stage_quality(run: Path, until: str | None = None) -> dict[str, Any]:
+    """ "pseudo": {"rough": ..., "refined": ...}, what the finished stages of the run, up to the one named `until`, have
+    measured against the hidden truth (mean IoU, also by the objects' size, and more); nothing without such a stage.
     """
-    files = sorted(run.glob(f"*-*/{QUALITY_FILE}"))
-    stages = [(path.parent.name.partition("-")[2], path) for path in files]
-    found = {NAMES[name]: read_json(path) for name, path in stages if name in NAMES}
+    found = {}
+    for folder in sorted(run.glob("*-*/")):
+        name = folder.name.partition("-")[2]
+        if name in NAMES and (folder / QUALITY_FILE).is_file():
+            found[NAMES[name]] = read_json(folder / QUALITY_FILE)
+        if name == until:
+            break
     return {"pseudo": found} if found else {}

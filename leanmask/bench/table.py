@@ -293,7 +293,7 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         "overrides": list(task.options.overrides),
         **task.arm.note(task.options.overrides),
         "metrics": {name: round(value, 5) for name, value in summary.metrics[task.arm.who].items() if value == value},
-        **stage_quality(task.run),
+        **stage_quality(task.run, task.arm.stage),
         "train_seconds": round(summary.seconds, 1),
         "commit": commit(),
         "machine": machine(),
