@@ -86,6 +86,14 @@ def test_killed_between_stages_and_resumed(tail: Path, better: TrainSummary, tmp
     assert all((found[name] == expected[name]).all() for name in expected)
 
 
+def test_without_calibration_the_teacher_is_a_smoothed_training(tail: Path, tmp_path: Path) -> None:
+    uncalibrated = train(tail, tmp_path / "soft", settings=merge(SETTINGS, {"method": {"calibrate": False}})).folder
+    alone = SETTINGS | {"method": {"name": "smoothed", "uniform_fraction": 0.0}}
+    run = train(tail, tmp_path / "smoothed", settings=alone).folder
+    found, expected = (load_file(folder / "best.safetensors") for folder in (uncalibrated / "1-teacher", run))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_held_back_images_leave_no_class_without_any(tail: Path, tmp_path: Path) -> None:
     splits = locate(tail)
     count = hold_back(splits, "train", 0.3, 0, tmp_path)

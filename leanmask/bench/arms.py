@@ -132,13 +132,15 @@ def _smoothed(**settings: Any) -> Arm:
     return Arm(merge({"method": {"name": "smoothed", **settings}}, _LVIS))
 
 
+# `soft` calibrates nothing, so its teacher has all labels, as `frequency` has.
+_SOFT = _better(calibrate=False)
 LONGTAIL: dict[str, Arm] = {
     "baseline": Arm(merge({"method": {"name": "supervised"}}, _LVIS)),
     "uniform": _smoothed(smoothing="uniform"),
     "similarity": _smoothed(gamma=0.0),
-    "frequency": _smoothed(),
+    "frequency": dataclasses.replace(_SOFT, run_of="soft", stage="teacher"),
     "one_hot": _better(targets="one_hot", calibrate=False),
-    "soft": _better(calibrate=False),
+    "soft": _SOFT,
     "better_labels": _better(),
 }
 
