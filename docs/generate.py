@@ -9,6 +9,7 @@ import io
 import json
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -24,7 +25,7 @@ from leanmask.labels.budget import SCHEMES, Counts, price
 from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.reports.figures import MARKERS, PALETTE
-from leanmask.reports.layout import NOTHING, Table, spread
+from leanmask.reports.layout import NOTHING, Table, footnotes, spread
 from leanmask.reports.tables import benchmark_tables, render_markdown
 
 HERE = Path(__file__).parent
@@ -56,9 +57,14 @@ def results() -> str:
             continue
         bounds = _rows(RESULTS / f"{found['data'] or ''}full.json")
         parts.append(f"## {path.stem}")
-        metrics = {"metrics": LONGTAIL_METRICS} if found["protocol"] == LONGTAIL_PROTOCOL else {}
-        tables = benchmark_tables(_rows(path) + bounds, **metrics)
-        parts += map(render_markdown, tables[: _settings(_rows(path))])
+        metrics = LONGTAIL_METRICS if found["protocol"] == LONGTAIL_PROTOCOL else ("AP", "AP50", "AP75")
+        if any(row.get("split") != "val" for row in _rows(path)):
+            models = {row["model"] for row in _rows(path)}
+            bounds = [row for row in bounds if row["model"] in models]
+            parts.append(render_markdown(_tuning_table(found["protocol"], _rows(path) + bounds, metrics)))
+        else:
+            tables = benchmark_tables(_rows(path) + bounds, metrics)
+            parts += map(render_markdown, tables[: _settings(_rows(path))])
         parts.append(f"Raw rows: `benchmarks/results/{path.name}`")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -147,6 +153,25 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _settings(rows: list[dict[str, Any]]) -> int:
     """Number of tables that a file's own rows make; those of shared bounds alone come after them."""
     return len({(row["model"], row.get("split"), tuple(row["overrides"])) for row in rows})
+
+
+def _tuning_table(title: str, rows: list[dict[str, Any]], metrics: Sequence[str]) -> Table:
+    """One row per arm, model and settings, the best of each arm first; of rows with the same seed the last counts."""
+    groups: dict[tuple[str, str, str], dict[int, dict[str, float]]] = {}
+    for row in rows:
+        key = row["arm"], row["model"].removesuffix("-tiny"), ", ".join(row["overrides"]) or NOTHING
+        groups.setdefault(key, {})[row["seed"]] = row["metrics"]
+    body = []
+    for key, seeds in sorted(groups.items(), key=lambda group: (group[0][:2], -_mean(group[1], "AP"))):
+        known = [[found[name] for found in seeds.values() if name in found] for name in metrics]
+        body.append([*key, str(len(seeds)), *map(spread, known)])
+    said = {row["arm"]: [row["note"]] for row in rows if "note" in row}
+    note = f"On the tuning split; settings on top of the arm's own when it was measured.{footnotes(said)}"
+    return Table(title, ("arm", "model", "settings", "seeds", *metrics), body, text_columns=3, note=note)
+
+
+def _mean(seeds: dict[int, dict[str, float]], name: str) -> float:
+    return statistics.fmean(found[name] for found in seeds.values())
 
 
 def page() -> str:
