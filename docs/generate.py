@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL
+from leanmask.bench.arms import in_order, metrics_of
 from leanmask.config import AugmentConfig, DataConfig, EvaluationConfig, Frozen, OptimConfig, TrainConfig
 from leanmask.costs import LabelCosts
 from leanmask.labels.budget import SCHEMES, Counts, price
@@ -57,13 +57,13 @@ def results() -> str:
             continue
         bounds = _rows(RESULTS / f"{found['data'] or ''}full.json")
         parts.append(f"## {path.stem}")
-        metrics = LONGTAIL_METRICS if found["protocol"] == LONGTAIL_PROTOCOL else ("AP", "AP50", "AP75")
+        metrics = metrics_of(found["protocol"])
         if any(row.get("split") != "val" for row in _rows(path)):
             models = {row["model"] for row in _rows(path)}
             bounds = [row for row in bounds if row["model"] in models]
             parts.append(render_markdown(_tuning_table(found["protocol"], _rows(path) + bounds, metrics)))
         else:
-            tables = benchmark_tables(_rows(path) + bounds, metrics)
+            tables = benchmark_tables(in_order(found["protocol"], [*_rows(path), *bounds]), metrics)
             parts += map(render_markdown, tables[: _settings(_rows(path))])
         parts.append(f"Raw rows: `benchmarks/results/{path.name}`")
     return "\n\n".join(part.strip() for part in parts) + "\n"

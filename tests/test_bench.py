@@ -15,7 +15,7 @@ from run_helpers import Outcome
 from leanmask.bench import demo as demo_module
 from leanmask.bench import handwriting
 from leanmask.bench import table as table_module
-from leanmask.bench.arms import SEMI, SPARSE, arms_of
+from leanmask.bench.arms import SEMI, SPARSE, arms_of, in_order
 from leanmask.bench.demo import demo
 from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE, HandwritingSpec
 from leanmask.bench.table import BenchOptions, add_row, bench, read_rows, results_path, run_folders
@@ -127,6 +127,15 @@ def test_arms_with_few_masks_paste_copies() -> None:
     assert pasted("semi-10") == set(SEMI) - {"unpasted", "full"}
     assert pasted("sparse-50") == pasted("semi-25") == set()
     assert "unpasted" not in arms_of("semi-25")
+
+
+def test_rows_come_in_the_order_of_their_table() -> None:
+    def ordered(protocol: str, *arms: str) -> list[str]:
+        return [row["arm"] for row in in_order(protocol, [{"arm": arm} for arm in arms])]
+
+    assert ordered("longtail", "soft", "older", "uniform", "baseline") == ["baseline", "uniform", "soft", "older"]
+    assert ordered("sparse-1", "soft", "full", "binary", "baseline") == ["baseline", "binary", "soft", "full"]
+    assert ordered("suggest-3600", "b", "a") == ["b", "a"]
 
 
 def test_unknown_names_are_refused(options: BenchOptions) -> None:

@@ -8,7 +8,7 @@ strong view, the student is evaluated), `ema_aug` adds the strong view and evalu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,7 +120,6 @@ WEAK_SEMI: dict[str, Arm] = {
 
 # longtail: digits whose classes have a long tail, with unlabelled images; measured by LVIS's protocol.
 LONGTAIL_PROTOCOL = "longtail"
-LONGTAIL_METRICS = ("AP", "APr", "APc", "APf", "ECE")
 _LVIS = {"evaluation": {"protocol": "lvis", "calibration": True}}
 
 
@@ -148,12 +147,13 @@ LONGTAIL: dict[str, Arm] = {
 @dataclass(frozen=True)
 class Arms:
     """The rows of the tables of one kind of protocol, in order. model: what they train where none is named. unpasted:
-    the rows without CopyPaste where few masks or images are labelled; None = all.
+    the rows without CopyPaste where few masks or images are labelled; None = all. metrics: columns.
     """
 
     rows: dict[str, Arm]
     model: str = USUAL_MODEL
     unpasted: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] = ("AP", "AP50", "AP75")
 
 
 # By what a protocol is called, with a letter for its number.
@@ -162,7 +162,7 @@ TABLES: dict[str, Arms] = {
     "points-N": Arms(POINTS),
     "semi-P": Arms(SEMI, unpasted=(UNPASTED, "full")),
     "weak-semi-P": Arms(WEAK_SEMI, model="solov2", unpasted=(UNPASTED, "full")),
-    LONGTAIL_PROTOCOL: Arms(LONGTAIL, model="cascade_mask_rcnn"),
+    LONGTAIL_PROTOCOL: Arms(LONGTAIL, model="cascade_mask_rcnn", metrics=("AP", "APr", "APc", "APf", "ECE")),
     "full": Arms({"full": SPARSE["full"]}),
 }
 
@@ -191,14 +191,30 @@ def arms_of(protocol: str, own_data: bool = False) -> dict[str, Arm]:
     return rows if table.unpasted is None else _pasted(rows, amount, but=table.unpasted)
 
 
+def metrics_of(protocol: str) -> tuple[str, ...]:
+    """The columns of a protocol's table, or the usual ones where it has none."""
+    table = TABLES.get(_form(protocol))
+    return table.metrics if table else Arms.metrics
+
+
+def in_order(protocol: str, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Measured rows in the order of the protocol's table; those of arms that it has not come after them."""
+    table = TABLES.get(_form(protocol))
+    names = list(table.rows) if table else []
+    return sorted(rows, key=lambda row: names.index(row["arm"]) if row["arm"] in names else len(names))
+
+
 def _table(protocol: str) -> tuple[Arms, float]:
     """A protocol's table and the number in its name."""
-    if protocol == LONGTAIL_PROTOCOL:
-        return TABLES[protocol], 0.0
-    kind = protocol.rpartition("-")[0] or protocol
-    if FORMS.get(kind) not in TABLES:
+    form = _form(protocol)
+    if form not in TABLES:
         raise ConfigError(f"no benchmark table for '{protocol}'{suggest(protocol, TABLES)}")
-    return TABLES[FORMS[kind]], parse_protocol(protocol).amount
+    return TABLES[form], 0.0 if form == LONGTAIL_PROTOCOL else parse_protocol(protocol).amount
+
+
+def _form(protocol: str) -> str:
+    """A protocol's name with a letter for its number, as it stands in `TABLES` if it has a table."""
+    return FORMS.get(protocol.rpartition("-")[0] or protocol, protocol)
 
 
 def _pasted(arms: dict[str, Arm], percent: float, but: Sequence[str]) -> dict[str, Arm]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from leanmask.bench.arms import LONGTAIL_METRICS, LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, model_of
+from leanmask.bench.arms import LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, in_order, metrics_of, model_of
 from leanmask.bench.commit import commit
 from leanmask.bench.stage_quality import stage_quality
 from leanmask.config import apply_overrides, merge
@@ -99,8 +99,7 @@ def bench(
     for row in run_tasks(missing, options.jobs, on_progress):
         add_row(results_path(row["protocol"], options), row)
     rows = [row for path in paths for row in read_rows(path) if any(_is_row(row, task) for task in tasks)]
-    metrics = {"metrics": LONGTAIL_METRICS} if protocol == LONGTAIL_PROTOCOL else {}
-    return BenchTable(rows, benchmark_table(rows, **metrics))
+    return BenchTable(rows, benchmark_table(in_order(protocol, rows), metrics_of(protocol)))
 
 
 def chosen_arms(protocol: str, names: Sequence[str] | None, data: Path | None = None) -> dict[str, Arm]:

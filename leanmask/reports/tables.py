@@ -44,12 +44,6 @@ IMAGE_COUNTS = {
 }
 BENCHMARK_NOTE = "Mean ± standard deviation over seeds; AP in points (hundredths); time of one training."
 Arms = dict[str, dict[str, Mapping[str, Any]]]
-# The order of a table's rows: from the least to the most a method does; names not listed come after these.
-ARMS = (
-    *("baseline", "points", "points_subsampled", "ema_aug", "binary", "soft", "rough", "uniform", "similarity"),
-    *("frequency", "one_hot", "no_thresholds", "no_correction", "no_uncertainty", "guided_distillation", "online"),
-    *("maskbooster", "self_training", "pldc", "pointwssis", "better_labels"),
-)
 
 
 def run_comparison(runs: Sequence[RunSummary], names: Sequence[str]) -> Table:
@@ -141,7 +135,8 @@ def environments(runs: Sequence[RunSummary], names: Sequence[str]) -> Table | No
 
 
 def benchmark_tables(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = ("AP", "AP50", "AP75")) -> list[Table]:
-    """One table per protocol, model, split and overrides, from rows {protocol, arm, model, seed, steps, metrics, ...}.
+    """One table per protocol, model, split and overrides, from rows {protocol, arm, model, seed, steps, metrics, ...}:
+    the arms in the order of their first rows, `full` at the end.
 
     Mean +- sample standard deviation over seeds. `gap closed` is (AP - AP_baseline) / (AP_full - AP_baseline) of the
     means, with the deviation over the seeds that all three arms have. An upper bound stored under protocol `full`
@@ -180,7 +175,7 @@ def benchmark_table(rows: Sequence[Mapping[str, Any]], metrics: Sequence[str] = 
 
 
 def _benchmark_table(title: str, arms: Arms, metrics: Sequence[str]) -> Table:
-    order = sorted(arms, key=lambda arm: (arm == "full", ARMS.index(arm) if arm in ARMS else len(ARMS), arm))
+    order = sorted(arms, key=lambda arm: arm == "full")
     ap = {arm: _known({seed: _row_metric(row, "AP") for seed, row in arms[arm].items()}) for arm in order}
     body = []
     for arm in order:
