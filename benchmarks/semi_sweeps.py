@@ -1,8 +1,10 @@
 """What PL-DC's settings do on `tune`: both thresholds, the EMA, the weight of unlabelled images; and how far class and
 mask quality can be trusted.
 
-    python benchmarks/semi_sweeps.py thresholds ema weight --jobs 2
+    python benchmarks/semi_sweeps.py thresholds ema weight method.burn_in_fraction=0.2 method.judge_share=0.5 --jobs 2
     python benchmarks/semi_sweeps.py --trust --out benchmarks/results/semi_trust.json
+
+The first line is for the rows that are there: they were measured before the arm's burn-in and judge were chosen.
 
 A sweep's rows go where `leanmask bench` keeps them (`tune-semi-5.json`), with their overrides; finished ones are
 skipped and interrupted ones continued. `--trust` labels the unlabelled images with both thresholds at 0, by the arm's
