@@ -240,13 +240,13 @@ masks for a person's boxes overlap the true ones by 0.72 on average, and the sec
 from points that are all right.
 
 PL-DC so far: settings on `tune` at semi-5, one seed; its table on `val` is not measured yet. With burn-in for 20 % of
-the training and a judge that counts half, as published, 15 of 15 settings lose against the same supervised training
-(27.8): a network from scratch knows where objects are long before it knows what they are, and learns its own wrong
-classes (after the best of these trainings, of the objects with a class probability of 0.5 to 0.6 a quarter have the
-right class, at 0.7 to 0.8 two fifths, above 0.9 87 %; `semi_trust.json`). The weight of the unlabelled loss does what it does in the paper (1, 2, 4: 24.4, 16.1, 8.7; published 21.6,
-18.6, 10.0). Burn-in for 40 %: 29.9; and a judge who decides alone at first: 33.1 (of 36.5 with all labels); such a
-judge without the longer burn-in: 26.8. These numbers depend on that judge, who has seen handwriting that is in no
-split. Pasting alone is worth 6 (21.7 before).
+the training and a judge that counts half at first (published), 15 of 15 settings lose against the same supervised
+training (27.8): a network from scratch knows where objects are long before it knows what they are, and learns its own
+wrong classes. Even after the best of these trainings a quarter of the objects with a class probability of 0.5 to 0.6
+have the right class, two fifths at 0.7 to 0.8, 87 % above 0.9 (`semi_trust.json`). The weight of the unlabelled loss
+does what it does in the paper (1, 2, 4: 24.4, 16.1, 8.7; published 21.6, 18.6, 10.0). Burn-in for 40 %: 29.9; and a
+judge who decides alone at first: 33.1 (of 36.5 with all labels); such a judge without the longer burn-in: 26.8. These
+numbers depend on that judge, who has seen handwriting that is in no split. Pasting alone is worth 6 (21.7 before).
 
 PointWSSIS, first seed, weak-semi-5: refined pseudo-masks overlap the truth by 0.80, rough ones by 0.74, and the student
 that learns from them reaches 42.7, its teacher on the strong images 31.5. Going on online, with points alone and the
