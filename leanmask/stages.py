@@ -94,6 +94,7 @@ class StagedRun:
             settings["model"] = {}
         data = self.config.data.path if stage.data is None else str(self.stage_folder(stage.data).absolute())
         settings = merge(merge(settings, own), {"data": {"path": data}, "train": self._length_of(stage)})
+        settings = merge(settings, {"optim": {"lr": settings["optim"]["lr"] * stage.lr_fraction}})
         if not METHODS[settings["method"]["name"]].uses_unlabelled:
             settings = merge(settings, {"data": {"unlabelled": []}, "train": {"unlabelled_batch_size": None}})
         if stage.teacher is not None:

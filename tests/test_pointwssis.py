@@ -151,6 +151,10 @@ def test_students_start_and_learn_from_what_they_should(staged: TrainSummary, we
     assert configs["8-online"]["data"]["path"] == str(staged.folder / "1-labels")
     assert configs["8-online"]["data"]["train_split"] == "online"
     assert configs["8-online"]["method"]["name"] == "maskbooster"
+    # It goes on from a finished network, which a new one's learning rate and a forgetful average would undo.
+    assert configs["8-online"]["method"]["ema_warmup_steps"] == 1
+    rates = [configs[name]["optim"]["lr"] for name in ("2-teacher", "7-student", "8-online")]
+    assert rates == pytest.approx([rates[0], rates[0], 0.1 * rates[0]])
     assert configs["8-online"]["train"]["student_weights"] == str(staged.folder / "7-student" / "best.safetensors")
     kept = list((staged.folder / "2-teacher" / "weights").iterdir())
     assert [path.name for path in kept] == ["step-0000001.safetensors"]

@@ -56,6 +56,7 @@ class PointWSSISConfig(EmaConfig):
     refiner_steps_fraction: float = Field(1.0, gt=0, description="length of the refiner's training over train.steps")
     online: bool = Field(False, description="afterwards the student goes on with an online teacher (MaskBooster)")
     online_steps_fraction: float = Field(0.5, gt=0, description="length of that training over train.steps")
+    online_lr_fraction: float = Field(0.1, gt=0, description="its learning rate over optim.lr")
 
 
 class PointWSSIS(StagedMethod):
@@ -102,8 +103,17 @@ class PointWSSIS(StagedMethod):
         but with weak images as complete as the pseudo-labels took them to be. The split that a user has marks them
         incomplete, since most models cannot tell an unknown extent from background; then the classes would learn from
         positive cells alone on most images. SOLOv2 learns classes at centres, and leaves the cells around points out.
+
+        Teacher and student begin as the finished student: neither has a random start to forget, and a learning rate as
+        high as a new network's would take both back to coarse masks, which they would then teach each other.
         """
         method = {"name": "maskbooster", "start_fraction": 0.0, "ramp_fraction": 0.1, "soft_weight": 0.0, **self._ema()}
-        share = self.config.online_steps_fraction
-        settings = {"method": method, "data": {"train_split": "online"}}
-        return TrainStage("online", settings, data="labels", student="student", steps_fraction=share)
+        given = self.config
+        return TrainStage(
+            "online",
+            {"method": {**method, "ema_warmup_steps": 1}, "data": {"train_split": "online"}},
+            data="labels",
+            student="student",
+            steps_fraction=given.online_steps_fraction,
+            lr_fraction=given.online_lr_fraction,
+        )
