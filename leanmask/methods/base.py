@@ -97,7 +97,7 @@ class TrainStage:
     the run's but the backbone's. data: the earlier stage whose data set it learns from, None = the user's. teacher,
     student: the earlier stage whose best network the teacher, the student starts as, None = a copy of the student, a
     new network. encoder: the earlier stage whose backbone the model starts with, where it is the same one. It has
-    `steps_fraction` of `train.steps` and `lr_fraction` of `optim.lr`, and is measured `evaluations` times, 0 = as often as
+    `steps_fraction` of `train.steps`, `lr_fraction` of `optim.lr`, and is measured `evaluations` times, 0 = as often as
     the run says. calibration: the earlier stage whose calibration the method gets.
     """
 
