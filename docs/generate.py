@@ -248,10 +248,10 @@ does what it does in the paper (1, 2, 4: 24.4, 16.1, 8.7; published 21.6, 18.6, 
 judge who decides alone at first: 33.1 (of 36.5 with all labels); such a judge without the longer burn-in: 26.8. These
 numbers depend on that judge, who has seen handwriting that is in no split. Pasting alone is worth 6 (21.7 before).
 
-PointWSSIS, first seed, weak-semi-5: refined pseudo-masks overlap the truth by 0.80, rough ones by 0.74, and the student
-that learns from them reaches 42.7, its teacher on the strong images 31.5. That is more than `full`, 39.4, which does not
-paste; what SOLOv2 makes of all masks with pasting is not measured yet. Going on online, with points alone and the
-network's own masks, brings nothing: 40.9. The refiner's masks are better than its own.
+PointWSSIS, first seed, weak-semi-5: refined pseudo-masks overlap the truth by 0.80, rough ones by 0.74, and the
+student that learns from them reaches 42.7, its teacher on the strong images 31.5. That is more than `full`, 39.4, which
+does not paste; what SOLOv2 makes of all masks with pasting is not measured yet. Going on online, where the network
+learns from points and its own masks instead of refined ones, brings nothing: 40.9.
 """
 
 
