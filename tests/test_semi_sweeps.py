@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from leanmask.bench import table as table_module
+from leanmask.bench.arms import SEMI
 from leanmask.bench.table import BenchOptions
 from leanmask.config import apply_overrides
 from leanmask.data.digits import DigitsSpec
@@ -37,11 +38,12 @@ def options(tmp_path: Path) -> BenchOptions:
 
 
 def test_every_point_of_every_sweep_is_a_setting(script: ModuleType) -> None:
+    arm = SEMI["pldc"].settings
     for points in script.SWEEPS.values():
         assert len(set(points)) == len(points)
         assert () in points
         for point in points:
-            assert (PLDCConfig(**apply_overrides({}, point).get("method", {})) == PLDCConfig()) == (point == ())
+            assert (PLDCConfig(**apply_overrides(arm, point)["method"]) == PLDCConfig(**arm["method"])) == (point == ())
 
 
 def test_a_sweep_is_kept_and_the_qualities_are_measured(
