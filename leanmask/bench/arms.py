@@ -8,7 +8,7 @@ strong view, the student is evaluated), `ema_aug` adds the strong view and evalu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,8 +88,9 @@ JUDGE = "python:leanmask.bench.handwriting:handwriting_judge"
 
 
 # Chosen on `tune` at 5 % (tune-semi-5.json). A network from scratch learns where objects are long before what they are,
-# so pseudo-labels start late, and at first the judge alone says what they are: mask AP 24.4 as published (0.2 and 0.5),
-# 29.9 with burn-in to 0.4, 33.1 with a judge's share of 1 too, 26.8 with that share alone; 27.8 without pseudo-labels.
+# so pseudo-labels start late, and at first the judge alone says what they are: mask AP 24.4 with burn-in to 0.2 and a
+# judge's share of 0.5 (the method's defaults), 29.9 with burn-in to 0.4, 33.1 with a share of 1 too, 26.8 with that
+# share alone; 27.8 without pseudo-labels.
 _TUNED = {"burn_in_fraction": 0.4, "judge_share": 1.0, "class_quality": 0.7, "mask_quality": 0.8}
 
 
@@ -201,7 +202,7 @@ def metrics_of(protocol: str) -> tuple[str, ...]:
     return table.metrics if table else Arms.metrics
 
 
-def in_order(protocol: str, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def in_order(protocol: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Measured rows in the order of the protocol's table; those of arms that it has not come after them."""
     table = TABLES.get(_form(protocol))
     names = list(table.rows) if table else []

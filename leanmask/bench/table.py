@@ -31,7 +31,6 @@ from leanmask.summary import OnStep
 
 Row = dict[str, Any]
 OnProgress = Callable[[float, int, str], None]
-
 SPLIT_PREFIX = "split."
 ROW_KEY = ("protocol", "arm", "model", "seed", "steps", "split", "overrides")
 LONGTAIL_UNLABELLED = 2000  # images
@@ -94,12 +93,14 @@ def bench(
     tasks = [_task(protocol, name, arm, seed, options) for seed in range(options.seeds) for name, arm in arms.items()]
     done = [row for path in paths for row in read_rows(path)]
     missing = [task for task in tasks if not any(_is_row(row, task) for row in done)]
+    missing.sort(key=lambda task: task.arm.stage is not None)  # no process waits for a run that another one trains
     for task in missing:
         prepare_data(task)
     for row in run_tasks(missing, options.jobs, on_progress):
         add_row(results_path(row["protocol"], options), row)
-    rows = [row for path in paths for row in read_rows(path) if any(_is_row(row, task) for task in tasks)]
-    return BenchTable(rows, benchmark_table(in_order(protocol, rows), metrics_of(protocol)))
+    known = [row for path in paths for row in read_rows(path) if any(_is_row(row, task) for task in tasks)]
+    rows = in_order(protocol, known)
+    return BenchTable(rows, benchmark_table(rows, metrics_of(protocol)))
 
 
 def chosen_arms(protocol: str, names: Sequence[str] | None, data: Path | None = None) -> dict[str, Arm]:

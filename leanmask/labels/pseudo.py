@@ -82,8 +82,8 @@ def _hats(lines: _Lines, first: Tensor, lengths: Tensor, cells: int) -> Tensor:
     masks, one mask after the other; the blank cells have none. At once: on a GPU every operation costs its launch.
     """
     mask = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    start_of_mask = lengths.cumsum(0) - lengths - first
-    pixel = torch.arange(len(mask), device=mask.device) - start_of_mask[mask]
+    offset = lengths.cumsum(0) - lengths - first  # of a mask's rows here from its pixels on the canvas
+    pixel = torch.arange(len(mask), device=mask.device) - offset[mask]
     position = (pixel - lines.start[mask] + 0.5) * ((cells + 2) / lines.length[mask]) - 0.5
     cell = torch.arange(1, cells + 1, device=mask.device)
     return (1 - (position.clamp(0, cells + 1)[:, None] - cell).abs()).clamp(min=0)
