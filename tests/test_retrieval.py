@@ -46,6 +46,22 @@ def test_exact_neighbours_are_those_of_a_loop(tmp_path: Path) -> None:
         open_index(tmp_path).search(queries[:, :3], 7, "m")
 
 
+def test_what_all_vectors_share_is_no_likeness(tmp_path: Path) -> None:
+    shared = np.full(16, 30, dtype=np.float32)
+    pool, queries = vectors(300) + shared, vectors(5, seed=1) + shared
+    pool[7] = 0  # a file that cannot be read
+    assert near_duplicates(pool, 0.98).sum() > 290
+    about = build_index(chunked(pool), ("m", 300, 16), tmp_path, pool[pool.any(1)].mean(0))
+    assert not near_duplicates(about.directions(pool), 0.98).any()
+    found = open_index(tmp_path)
+    assert found.about == about
+    scores, places = found.search(queries, 300, "m")
+    cosine = unit(queries - pool[pool.any(1)].mean(0)) @ unit(pool - pool[pool.any(1)].mean(0)).T
+    cosine[:, 7] = 0
+    np.testing.assert_allclose(scores, np.take_along_axis(cosine, places, 1), atol=1e-5)
+    assert (np.diff(scores) <= 1e-6).all()
+
+
 def test_beyond_the_limit_an_index_of_cells_finds_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_module, "EXACT_UP_TO", 1000)
     monkeypatch.setattr(index_module, "cells_for", lambda count: 16)
@@ -165,6 +181,15 @@ def test_the_runs_own_backbone_finds_images(
         *told, "--out", tmp_path / "b.json", "--index", tmp_path / "found.index", "--duplicates", 1, "--json"
     )
     assert json.loads(other.out)["images"] >= 6  # the index is used again
+
+
+def test_not_every_image_is_like_every_other(trained: TrainSummary, tail: Path, tmp_path: Path) -> None:
+    """Pooled features of an own backbone all point one way: about no centre one image of the pool was left."""
+    write_digits(tmp_path / "more", DigitsSpec(train=1, tune=0, val=0, unlabelled=40, size_px=64))
+    options = RetrieveOptions(model=str(trained.folder), neighbours=4)
+    found = retrieve(tail, tmp_path / "more" / "unlabelled", tmp_path / "found.json", options)
+    assert found.images > 4
+    assert found.duplicates <= 2
 
 
 def test_mistakes_are_sentences(trained: TrainSummary, tail: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Nearest neighbours among very many embeddings: an index on disk, exact up to a million vectors, approximate beyond.
 
-Vectors are compared by cosine similarity. faiss is an optional extra (`pip install leanmask[retrieval]`), imported when
-it is asked for. Letters: N vectors of D numbers, Q queries, K neighbours.
+Vectors are compared by cosine similarity, about the pool's centre where one is given: the features of many networks all
+point nearly the same way, and then every picture is like every other. faiss is an optional extra (`pip install
+leanmask[retrieval]`), imported when it is asked for. Letters: N vectors of D numbers, Q queries, K neighbours.
 """
 
 from __future__ import annotations
@@ -32,12 +33,19 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class About:
-    """What an index holds. model: what made the embeddings; those of another one cannot be compared with them."""
+    """What an index holds. model: what made the embeddings; those of another one cannot be compared with them. centre:
+    D numbers taken off every vector before it is compared; none = 0.
+    """
 
     model: str
     vectors: int
     dimension: int
     kind: str
+    centre: tuple[float, ...] = ()
+
+    def directions(self, vectors: FloatArray) -> FloatArray:
+        """(N, D) what of vectors is compared: their direction from the centre."""
+        return unit(vectors, np.array(self.centre, dtype=np.float32) if self.centre else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +64,7 @@ class Index:
             raise ConfigError(
                 f"the queries have {queries.shape[1]} numbers, the index {self.about.dimension}; embed both alike"
             )
-        scores, places = self._faiss.search(unit(queries), min(neighbours, self.about.vectors))
+        scores, places = self._faiss.search(self.about.directions(queries), min(neighbours, self.about.vectors))
         return scores, places
 
 
@@ -69,18 +77,22 @@ def require_same_model(about: About, model: str) -> None:
         )
 
 
-def unit(vectors: FloatArray) -> FloatArray:
-    """(N, D) float32 vectors of length 1; a zero vector stays zero."""
+def unit(vectors: FloatArray, centre: FloatArray | None = None) -> FloatArray:
+    """(N, D) float32 vectors of length 1, about a centre (D,); a zero vector, which is like nothing, stays zero."""
+    if centre is not None:
+        vectors = np.where(vectors.any(axis=1, keepdims=True), vectors - centre, np.float32(0))
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def build_index(chunks: Iterable[FloatArray], about: tuple[str, int, int], out: Path) -> About:
+def build_index(
+    chunks: Iterable[FloatArray], about: tuple[str, int, int], out: Path, centre: FloatArray | None = None
+) -> About:
     """Write the index of vectors that come in chunks (n, D) into the folder `out`.
 
-    about: model, number of vectors, D. Up to a million vectors the index holds them as they are; beyond, IVF-PQ: cells,
-    and `CODE_BYTES` bytes per vector. Raises DataError when another number of vectors comes, RunError when `out` cannot
-    be written.
+    about: model, number of vectors, D. centre: (D,), see `About`. Up to a million vectors the index holds them as they
+    are; beyond, IVF-PQ: cells, and `CODE_BYTES` bytes per vector. Raises DataError when another number of vectors
+    comes, RunError when `out` cannot be written.
     """
     model, count, dimension = about
     faiss = faiss_library()
@@ -89,7 +101,7 @@ def build_index(chunks: Iterable[FloatArray], about: tuple[str, int, int], out: 
     kept: list[FloatArray] = []
     done = 0
     for chunk in chunks:
-        vectors = unit(chunk)
+        vectors = unit(chunk, centre)
         if index is None:
             kept.append(vectors)
             if sum(map(len, kept)) < min(TRAINED_PER_CELL * cells_for(count), count):
@@ -100,7 +112,8 @@ def build_index(chunks: Iterable[FloatArray], about: tuple[str, int, int], out: 
         done += len(vectors)
     if index is None or done != count:
         raise DataError(f"{done} embeddings came instead of {count}; the pool has changed, start again")
-    found = About(model, count, dimension, "exact" if exact else "ivf-pq")
+    kept_centre = () if centre is None else tuple(centre.tolist())
+    found = About(model, count, dimension, "exact" if exact else "ivf-pq", kept_centre)
     try:
         out.mkdir(parents=True, exist_ok=True)
         faiss.write_index(index, str(out / INDEX_FILE))
@@ -114,7 +127,8 @@ def open_index(folder: Path) -> Index:
     """An index from disk, memory-mapped. Raises DataError when the folder holds none."""
     faiss = faiss_library()
     try:
-        about = About(**json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8")))
+        told = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        about = About(**{**told, "centre": tuple(told.get("centre", ()))})
         return Index(about, faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{folder} holds no index that can be read: {' '.join(str(error).split())[:200]}") from None

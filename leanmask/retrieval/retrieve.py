@@ -29,7 +29,7 @@ from leanmask.retrieval.index import (
     open_index,
     require_same_model,
 )
-from leanmask.retrieval.store import Pool, claim, embed_pool, read_chunks, read_rows
+from leanmask.retrieval.store import Pool, centre_of, claim, embed_pool, read_chunks, read_rows
 
 OnProgress = Callable[[int, int], None]
 RARE = "rare"
@@ -132,7 +132,8 @@ def retrieve(
     summary = RetrieveSummary(out, len(paths), 0, 0, {}, 0, 0, tuple(notes))
     if state.is_main_process:
         if not (folder / ABOUT_FILE).is_file():
-            build_index(read_chunks(images, dimension), (embedder.name, len(paths), dimension), folder)
+            about = (embedder.name, len(paths), dimension)
+            build_index(read_chunks(images, dimension), about, folder, centre_of(images, dimension))
         queries = _queries(stores[options.train], names, embedder, options)
         summary = _search(images, queries, stores, (out, review), (embedder, options, notes))
     state.wait_for_everyone()
@@ -240,7 +241,8 @@ def _search(
     order = sorted(best, key=lambda place: (-best[place][0], place))
     known = [KnownImages(store) for store in stores.values()]
     new = [place for place in order if not any(images.twin(pool.paths[place]) for images in known)]
-    same = near_duplicates(read_rows(pool, index.about.dimension, np.array(new, dtype=np.int64)), options.duplicates)
+    rows = read_rows(pool, index.about.dimension, np.array(new, dtype=np.int64))
+    same = near_duplicates(index.about.directions(rows), options.duplicates)
     hits = [
         Hit(pool.paths[place], queries.classes[best[place][1]], best[place][0])
         for place, twice in zip(new, same, strict=True)

@@ -20,6 +20,7 @@ from leanmask.retrieval.index import CHUNK, FloatArray, IntArray
 
 WORK_FILE = "embeddings.json"
 NUMBER_BYTES = 4
+CENTRED_ON = (32, 65_536)  # images, at least and at most, whose mean is a pool's centre
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,15 @@ def read_rows(pool: Pool, dimension: int, places: IntArray) -> FloatArray:
             stored = np.memmap(pool.file(rank), dtype=np.float32, mode="r").reshape(-1, dimension)
             rows[own] = stored[places[own] // pool.world]
     return rows
+
+
+def centre_of(pool: Pool, dimension: int) -> FloatArray:
+    """(D,) mean embedding of the pool, or of images all over a very large one, without those that cannot be read; zeros
+    where there are too few to say what is common to all.
+    """
+    rows = read_rows(pool, dimension, np.linspace(0, len(pool) - 1, min(len(pool), CENTRED_ON[1])).astype(np.int64))
+    rows = rows[rows.any(axis=1)]
+    if len(rows) < CENTRED_ON[0]:
+        return np.zeros(dimension, dtype=np.float32)
+    centre: FloatArray = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return centre
