@@ -22,6 +22,7 @@ from leanmask.data.layout import locate
 from leanmask.data.unlabelled import open_pool
 from leanmask.errors import ConfigError, DataError
 from leanmask.labels.calibrate import read_calibration
+from leanmask.labels.select import measure
 from leanmask.methods.better_labels import BetterLabels, BetterLabelsConfig
 from leanmask.methods.smoothed import Smoothed, SmoothedConfig
 from leanmask.methods.soft_student import SoftStudent, SoftStudentConfig
@@ -129,7 +130,16 @@ def test_ablations_are_settings() -> None:
 
     assert names() == ["held", "teacher", "calibration", "student"]
     assert names(calibrate=False) == ["teacher", "student"]
-    assert set(LONGTAIL) == {"baseline", "uniform", "similarity", "frequency", "one_hot", "soft", "better_labels"}
+    assert set(LONGTAIL) == {
+        "baseline",
+        "uniform",
+        "similarity",
+        "frequency",
+        "one_hot",
+        "soft",
+        "better_labels",
+        "adjusted",
+    }
 
 
 def student(tmp_path: Path, errors: dict[str, float] | None, **settings: Any) -> SoftStudent:
@@ -162,6 +172,18 @@ def test_soft_and_corrected_targets(tmp_path: Path) -> None:
         read_calibration(tmp_path / "other.json")
     with pytest.raises(ConfigError, match="cannot read the calibration"):
         read_calibration(tmp_path / "none.json")
+
+
+def test_frequencies_are_taken_out_before_errors_are_added(tmp_path: Path) -> None:
+    assert FACTS.objects_per_class == (30, 10)
+    found = student(tmp_path, None, logit_adjustment=1.0).predictions(Teacher(FOUND), views_of())[0]
+    assert found.class_probabilities is not None
+    torch.testing.assert_close(found.class_probabilities[2], torch.tensor([0.5, 1.2]) * 0.9 / 1.7)
+    assert measure(found).class_quality[2] < 0.3  # it was found as "cell"
+    method = student(tmp_path, {"cell": 0.1, "dust": 0.0}, logit_adjustment=1.0)
+    both = method.predictions(Teacher(FOUND), views_of())[0].class_probabilities
+    assert both is not None
+    torch.testing.assert_close(both[2], found.class_probabilities[2] + torch.tensor([0.2, 0.0]))
 
 
 def test_a_soft_target_is_what_the_student_learns(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@ LONGTAIL: dict[str, Arm] = {
     "one_hot": _better(targets="one_hot", calibrate=False),
     "soft": _SOFT,
     "better_labels": _better(),
+    "adjusted": _better(logit_adjustment=0.75),
 }
 
 

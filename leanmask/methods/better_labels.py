@@ -37,6 +37,11 @@ class BetterLabelsConfig(EmaConfig):
     targets: Literal["soft", "one_hot"] = Field("soft", description="the student's classes on unlabelled images")
     calibrate: bool = Field(True, description="correct them by the teacher's calibration errors")
     calibration_strength: float = Field(2.0, ge=0, description="lambda (published)")
+    logit_adjustment: float = Field(
+        0.0,
+        ge=0,
+        description="how far the labels' class frequencies are taken out of the student's targets; 0 = published",
+    )
     frozen_fraction: float = Field(
         0.15, ge=0, lt=1, description="share of the student's training before the teacher follows"
     )
@@ -54,7 +59,7 @@ class BetterLabels(StagedMethod):
     def stages(self) -> tuple[Stage, ...]:
         """ "held", "teacher", "calibration" and "student"; without `calibrate` just teacher and student."""
         teacher = TrainStage("teacher", self._method("smoothed", "smoothing", *_SMOOTHING))
-        student = self._method("soft_student", "targets", "calibration_strength", *_STUDENT)
+        student = self._method("soft_student", "targets", "logit_adjustment", "calibration_strength", *_STUDENT)
         if not self.config.calibrate:
             return teacher, TrainStage("student", student, teacher="teacher")
         return (

@@ -3,6 +3,9 @@ probabilities are the targets, corrected by how wrong its confidence is for each
 
     weak view -> teacher -> probabilities + strength * calibration errors, cut to [0, 1] -> strong view -> student
 
+Beyond the paper. `logit_adjustment`: before that, the labels' class frequencies are taken out of the probabilities; the
+teacher has learned how seldom rare classes are among the labels, and says so of images that may have many of them.
+
 What becomes an object is chosen after the correction, with a threshold per class that starts lower for rare classes
 (PL-DC's adaptive ones), so that one threshold does not drop the classes the teacher is too modest about.
 """
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from leanmask.errors import ConfigError
 from leanmask.labels.calibrate import corrected, read_calibration
+from leanmask.labels.prior import without_prior
 from leanmask.methods.base import TrainingFacts
 from leanmask.methods.pldc import PLDC, PLDCConfig
 from leanmask.models.base import Model
@@ -37,6 +41,9 @@ class SoftStudentConfig(PLDCConfig):
     mask_quality: float = Field(0.7, ge=0, le=1, description="least mean probability inside its mask")
     targets: Literal["soft", "one_hot"] = Field(
         "soft", description="the teacher's class probabilities, or its best class alone"
+    )
+    logit_adjustment: float = Field(
+        0.0, ge=0, description="how far class frequencies of the labels are taken out of the teacher's classes; ours"
     )
     calibration: str | None = Field(None, description="calibration.json of the teacher; null = no correction")
     calibration_strength: float = Field(2.0, ge=0, description="lambda, how strongly it is corrected (published)")
@@ -61,15 +68,12 @@ class SoftStudent(PLDC):
     def predictions(self, teacher: Model, views: Views) -> list[Instances]:
         """What the teacher finds, with corrected class probabilities."""
         found = super().predictions(teacher, views)
-        errors = self.errors
-        if errors is None:
-            return found
-        return [
-            instances.replace(
-                class_probabilities=corrected(_probabilities(instances), errors, self.config.calibration_strength)
-            )
-            for instances in found
-        ]
+        return [instances.replace(class_probabilities=self.adjust(_probabilities(instances))) for instances in found]
+
+    def adjust(self, probabilities: Tensor) -> Tensor:
+        """(N, C) class probabilities without the labels' frequencies and with the calibration errors, where asked."""
+        even = without_prior(probabilities, self.facts.objects_per_class, self.config.logit_adjustment)
+        return even if self.errors is None else corrected(even, self.errors, self.config.calibration_strength)
 
     def soft_classes(self, instances: Instances) -> Tensor | None:
         """See `PLDC.soft_classes`."""
