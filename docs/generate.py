@@ -239,19 +239,35 @@ is within what seeds differ by. Self-training after ten points loses 2.5 (publis
 masks for a person's boxes overlap the true ones by 0.72 on average, and the second model learns from them instead of
 from points that are all right.
 
-PL-DC so far: settings on `tune` at semi-5, one seed; its table on `val` is not measured yet. With burn-in for 20 % of
-the training and a judge that counts half at first (published), 15 of 15 settings lose against the same supervised
-training (27.8): a network from scratch knows where objects are long before it knows what they are, and learns its own
-wrong classes. Even after the best of these trainings a quarter of the objects with a class probability of 0.5 to 0.6
-have the right class, two fifths at 0.7 to 0.8, 87 % above 0.9 (`semi_trust.json`). The weight of the unlabelled loss
-does what it does in the paper (1, 2, 4: 24.4, 16.1, 8.7; published 21.6, 18.6, 10.0). Burn-in for 40 %: 29.9; and a
-judge who decides alone at first: 33.1 (of 36.5 with all labels); such a judge without the longer burn-in: 26.8. These
-numbers depend on that judge, who has seen handwriting that is in no split. Pasting alone is worth 6 (21.7 before).
+PL-DC, `val`, semi-5, three seeds: 32.7, supervised with pasting 26.7, with all labels 36.5. That is 1.23 times the
+baseline (published 1.27; our bar is 1.3), and three fifths of the gap. What does it, first seed: without correction of
+categories 27.2 instead of 32.5, half a point above the baseline; with one threshold for class and mask together instead
+of two 32.8, no loss. So it is the judge, who has seen handwriting that is in no split; on data of your own, that is
+CLIP, or nobody. Semi-2, semi-10 and the run without pixel weights are not measured yet.
+
+How its settings were found: `tune`, semi-5, one seed. With burn-in for 20 % of the training and a judge that counts
+half at first (published), 15 of 15 settings lose against the same supervised training (27.8): a network from scratch
+knows where objects are long before it knows what they are, and learns its own wrong classes. Even after the best of
+these trainings a quarter of the objects with a class probability of 0.5 to 0.6 have the right class, two fifths at 0.7
+to 0.8, 87 % above 0.9 (`semi_trust.json`). The weight of the unlabelled loss does what it does in the paper (1, 2, 4:
+24.4, 16.1, 8.7; published 21.6, 18.6, 10.0). Burn-in for 40 %: 29.9; and a judge who decides alone at first: 33.1 (of
+36.5 with all labels); such a judge without the longer burn-in: 26.8. Pasting alone is worth 6 (21.7 before).
 
 PointWSSIS, first seed, weak-semi-5: refined pseudo-masks overlap the truth by 0.80, rough ones by 0.74, and the
 student that learns from them reaches 42.7, its teacher on the strong images 31.5. That is more than `full`, 39.4, which
 does not paste; what SOLOv2 makes of all masks with pasting is not measured yet. Going on online, where the network
 learns from points and its own masks instead of refined ones, brings nothing: 40.9.
+
+Long tail, first seed; the student's table and the steps between are not measured yet. Repeat-factor sampling takes
+supervised APr on `val` from 8.1 to 21.4 and AP from 27.9 to 33.6; every row has it. On `tune` the published student is
+worse than its teacher (30.0 and 17.6 APr after 31.4 and 19.2, ECE 11.1 after 4.6): of its pseudo-objects a third have
+the right class, since the teacher calls most rare digits by the name of a frequent one and is sure of it. Without the
+labels' frequencies in its targets (`logit_adjustment=0.75`, ours): 35.5, 26.4 and 3.8; on `val` 34.2 and 25.5 APr,
+against 33.6 and 21.4 supervised, ECE 3.8 against 5.8. That is 4 points of APr; published are 10, with a backbone that
+knew the rare classes. The factor was read off a table of the supervised teacher's classes on `tune`, without training.
+
+Images that `retrieve` finds for the rare digits with a run's own backbone show them in 44, 40 and 37 of 100 cases (4,
+16, 64 neighbours), random ones in 34 (`retrieval_precision.json`): a whole image of several digits says little of one.
 """
 
 
