@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from leanmask.bench.arms import in_order, metrics_of
 from leanmask.config import AugmentConfig, DataConfig, EvaluationConfig, Frozen, OptimConfig, TrainConfig
 from leanmask.costs import LabelCosts
-from leanmask.labels.budget import SCHEMES, Counts, price
+from leanmask.labels.budget import SCHEMES, Counts, Scheme, price
 from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.reports.figures import MARKERS, PALETTE
@@ -139,7 +139,8 @@ def _full() -> list[float]:
 
 
 def _label_hours() -> dict[str, float]:
-    return {scheme.name: price(scheme, Counts(_objects(), 0), LabelCosts()).hours for scheme in SCHEMES}
+    schemes = (*SCHEMES, *BY_IMAGES)
+    return {scheme.name: price(scheme, Counts(_objects(), 0), LabelCosts()).hours for scheme in schemes}
 
 
 def _objects() -> int:
@@ -279,8 +280,16 @@ ARM_NAMES = {
     "maskbooster": "MaskBooster",
     "self_training": "self-training",
     "pointwssis": "PointWSSIS",
-    "pldc": "PL-DC",
+    "pldc": "PL-DC, with a judge",
 }
+
+# Labels of whole images, which `budget` does not price: a share of the images has masks, so about that share of the
+# objects, and the others nothing or a point and class each.
+BY_IMAGES = tuple(
+    Scheme(f"{name}-{percent}", mask_fraction=percent / 100, points=points)
+    for name, points in (("semi", 0), ("weak-semi", 1))
+    for percent in (2, 5, 10)
+)
 
 # Curves of the chart: what they are called, the protocols' kinds and the arm.
 CURVES = (
@@ -304,6 +313,11 @@ LABELS_ADVICE = """
 How to read it: rows are in the order of what their labels cost. All models are small ones, trained from scratch on the
 embedded benchmark's handwritten digits, so look at the shares of full supervision, not at the AP. Two runs of one
 setting with other seeds differ by one to three points, so differences below that say nothing.
+
+`semi-P`: P % of the images have all masks, the others are unlabelled, and nobody has looked for objects there, which
+the other rows take for done. `weak-semi-P`: there every object has one point and its class, of which "the labels alone"
+makes no use. The judge of PL-DC is a classifier that has seen handwriting beyond the data set; without it PL-DC makes
+half a point. SOLOv2's row of all masks does not paste, those of few masks do ([results.md](results.md)).
 """
 
 
