@@ -1,0 +1,62 @@
+"""benchmarks/retrieval_precision.py and longtail_prior.py at tiny sizes, against counting by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from leanmask.data.coco import AnnotationStore
+from leanmask.data.digits import DigitsSpec, write_digits
+from leanmask.data.layout import locate
+from leanmask.retrieval.retrieve import RetrieveOptions, retrieve
+from leanmask.summary import TrainSummary
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tail(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "tail"
+    write_digits(out, DigitsSpec(train=20, tune=4, val=1, unlabelled=40, size_px=64, longtail=True))
+    return out
+
+
+def test_precision_of_what_is_found(trained: TrainSummary, tail: Path, tmp_path: Path) -> None:
+    row = script("retrieval_precision").measure(trained.folder, tail, 3, tmp_path)
+    retrieve(tail, tail / "unlabelled", tmp_path / "own.json", RetrieveOptions(neighbours=3, model=str(trained.folder)))
+    truth = json.loads((tail / "truth" / "instances_unlabelled.json").read_text())
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    files = {image["id"]: image["file_name"] for image in truth["images"]}
+    pairs = {(files[each["image_id"]], names[each["category_id"]]) for each in truth["annotations"]}
+    found = json.loads((tmp_path / "own.json").read_text())["images"]
+    right = [(Path(image["file_name"]).name, image["retrieved_for"]) in pairs for image in found]
+    assert row["images"] == len(found) > 3
+    assert row["precision"] == pytest.approx(sum(right) / len(right), abs=1e-4)
+    shares = {name: sum((file, name) in pairs for file in files.values()) / 40 for name in names.values()}
+    chance = sum(shares[image["retrieved_for"]] for image in found) / len(found)
+    assert row["precision_at_random"] == pytest.approx(chance, abs=1e-4)
+
+
+def test_classes_without_the_prior(trained: TrainSummary, tail: Path) -> None:
+    module, files = script("longtail_prior"), locate(tail)["tune"]
+    assert files.annotations is not None
+    probabilities, classes = module.found_objects(trained.folder, AnnotationStore.open(files.annotations, files.images))
+    assert probabilities.shape == (len(classes), 10)
+    found = torch.tensor([[0.6, 0.3], [0.5, 0.1], [0.2, 0.1]]), torch.tensor([1, 0, 1])
+    plain = module.measure(found, [9, 1], ["f", "r"], 0.0)
+    assert (plain["right"], plain["right_f"], plain["right_r"]) == (0.3333, 1.0, 0.0)
+    assert (plain["confident"], plain["confident_right"]) == (0.6667, 0.5)
+    evened = module.measure(found, [9, 1], ["f", "r"], 1.0)  # 0.6 : 0.3 becomes 0.6 / 9 : 0.3
+    assert (evened["right"], evened["right_f"], evened["right_r"]) == (0.6667, 0.0, 1.0)
