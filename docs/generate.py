@@ -254,8 +254,8 @@ to 0.8, 87 % above 0.9 (`semi_trust.json`). The weight of the unlabelled loss do
 24.4, 16.1, 8.7; published 21.6, 18.6, 10.0). Burn-in for 40 %: 29.9; and a judge who decides alone at first: 33.1 (of
 36.5 with all labels); such a judge without the longer burn-in: 26.8. Pasting alone is worth 6 (21.7 before).
 
-PointWSSIS, first seed, weak-semi-5: refined pseudo-masks overlap the truth by 0.80, rough ones by 0.74; the student that
-learns from them reaches 42.7, from rough ones 40.1, its teacher on the strong images 31.5. That is more than `full`,
+PointWSSIS, first seed, weak-semi-5: refined pseudo-masks overlap the truth by 0.80, rough ones by 0.74. The student of
+the first reaches 42.7, that of the second 40.1, their teacher on the strong images 31.5. That is more than `full`,
 39.4, which does not paste; what SOLOv2 makes of all masks with pasting is not measured yet. Going on online, where the
 network learns from points and its own masks instead of refined ones, brings nothing: 40.9.
 
