@@ -84,10 +84,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/longtail_prior.json"))
     options = parser.parse_args()
     files = locate(options.data)
-    train, split = (files[name].annotations for name in ("train", options.split))
-    assert train is not None
-    assert split is not None
+    train, split = (files[name].annotations if name in files else None for name in ("train", options.split))
+    if train is None or split is None:
+        parser.error(f"{options.data} needs annotations of train and {options.split}; it has {', '.join(files)}")
     categories = read_json(train)["categories"]
+    if not all({"instance_count", "frequency"} <= category.keys() for category in categories):
+        parser.error(f"the classes of {train} have no frequency; make the data with leanmask digits --longtail")
     counts = [category["instance_count"] for category in categories]
     frequencies = [category["frequency"] for category in categories]
     found = found_objects(options.run, AnnotationStore.open(split, files[options.split].images))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 # The smallest network and shortest training that still goes through every part of the code.
@@ -19,3 +22,13 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def benchmark_script(name: str) -> ModuleType:
+    """benchmarks/NAME.py, which is no package, as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from run_helpers import benchmark_script
 
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.layout import locate
 from leanmask.retrieval.retrieve import RetrieveOptions, retrieve
 from leanmask.summary import TrainSummary
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +24,7 @@ def tail(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_precision_of_what_is_found(trained: TrainSummary, tail: Path, tmp_path: Path) -> None:
-    row = script("retrieval_precision").measure(trained.folder, tail, 3, tmp_path)
+    row = benchmark_script("retrieval_precision").measure(trained.folder, tail, 3, tmp_path)
     retrieve(tail, tail / "unlabelled", tmp_path / "own.json", RetrieveOptions(neighbours=3, model=str(trained.folder)))
     truth = json.loads((tail / "truth" / "instances_unlabelled.json").read_text())
     names = {category["id"]: category["name"] for category in truth["categories"]}
@@ -50,7 +40,7 @@ def test_precision_of_what_is_found(trained: TrainSummary, tail: Path, tmp_path:
 
 
 def test_classes_without_the_prior(trained: TrainSummary, tail: Path) -> None:
-    module, files = script("longtail_prior"), locate(tail)["tune"]
+    module, files = benchmark_script("longtail_prior"), locate(tail)["tune"]
     assert files.annotations is not None
     probabilities, classes = module.found_objects(trained.folder, AnnotationStore.open(files.annotations, files.images))
     assert probabilities.shape == (len(classes), 10)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from run_helpers import benchmark_script
 
 from leanmask.bench import table as table_module
 from leanmask.bench.arms import SEMI
@@ -21,13 +21,7 @@ SHORT = ("train.steps=2", "data.image_size=64", "data.workers=0", "train.batch_s
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks" / "semi_sweeps.py"
-    spec = importlib.util.spec_from_file_location("semi_sweeps", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("semi_sweeps")
 
 
 @pytest.fixture

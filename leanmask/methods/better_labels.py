@@ -5,7 +5,8 @@
 
 The teacher learns from labels smoothed towards similar and rare classes; the student from the teacher's class
 probabilities, corrected per class; labelled and unlabelled losses count alike. Each part is a setting, which makes the
-ablation table: `smoothing`, `gamma=0`, `targets=one_hot`, `calibrate=false`.
+ablation table: `smoothing`, `gamma=0`, `targets=one_hot`, `calibrate=false`. `logit_adjustment` is not the paper's; see
+soft_student.py.
 
 The paper tunes on 85 % of the labels and trains its teacher on all of them; here the calibration is measured on images
 that the teacher has not seen, so the teacher has 85 % and the student all.
