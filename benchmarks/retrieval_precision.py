@@ -1,16 +1,20 @@
 """How many of the images that `leanmask retrieve` finds for the rare digits show them, against images taken at random.
 
-    python benchmarks/retrieval_precision.py RUN DATA [--neighbours 4 16 64] [--out FILE]
+    python benchmarks/retrieval_precision.py RUN DATA [--neighbours 4 16 64] [--out FILE] [--keep FOLDER]
 
 RUN: a run whose backbone embeds; DATA: digits with a long tail and an unlabelled pool (`leanmask digits DATA --longtail
 --unlabelled 2000`). Per number of neighbours: images found, the share of them that show the class they were found for,
 the share that show any rare class, and both shares of the whole pool, which is what random choice gives.
+
+FOLDER: keeps the images that were found, found-N.json, and as many random ones of the pool, random-N.json. What they do
+to rare AP: `leanmask bench longtail --arms adjusted data.unlabelled=[FOLDER/found-N.json]`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import tempfile
 from collections import defaultdict
@@ -18,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmask.bench.commit import commit
-from leanmask.data.files import write_json
+from leanmask.data.files import image_files, write_json
 from leanmask.devices import machine
 from leanmask.retrieval.retrieve import RetrieveOptions, retrieve
 
@@ -58,15 +62,32 @@ def measure(run: Path, data: Path, neighbours: int, work: Path) -> dict[str, Any
     }
 
 
+def keep_random(found: Path, pool: Path, out: Path) -> None:
+    """A COCO file like the one of the found images, of as many images of the pool taken at random."""
+    content = json.loads(found.read_text(encoding="utf-8"))
+    files = image_files(pool, recursive=True)
+    chosen = random.Random(0).sample(files, len(content["images"]))
+    content["info"]["description"] = "images at random"
+    content["images"] = [
+        {"id": number, "file_name": str(path.resolve()), "width": image["width"], "height": image["height"]}
+        for number, (path, image) in enumerate(zip(chosen, content["images"], strict=True), 1)
+    ]
+    write_json(out, content)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/retrieval_precision.json"))
+    parser.add_argument("--keep", type=Path, metavar="FOLDER")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as work:
-        rows = [measure(options.run, options.data, count, Path(work)) for count in options.neighbours]
+    with tempfile.TemporaryDirectory() as scratch:
+        work = options.keep or Path(scratch)
+        rows = [measure(options.run, options.data, count, work) for count in options.neighbours]
+        for count in options.neighbours if options.keep else ():
+            keep_random(work / f"found-{count}.json", options.data / "unlabelled", work / f"random-{count}.json")
     write_json(options.out, rows, overwrite=True)
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 

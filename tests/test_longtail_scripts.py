@@ -9,9 +9,10 @@ import pytest
 import torch
 from run_helpers import benchmark_script
 
-from leanmask.data.coco import AnnotationStore
+from leanmask.data.coco import AnnotationStore, ClassMap
 from leanmask.data.digits import DigitsSpec, write_digits
-from leanmask.data.layout import locate
+from leanmask.data.layout import locate, locate_unlabelled
+from leanmask.data.unlabelled import open_pool
 from leanmask.retrieval.retrieve import RetrieveOptions, retrieve
 from leanmask.summary import TrainSummary
 
@@ -50,3 +51,14 @@ def test_classes_without_the_prior(trained: TrainSummary, tail: Path) -> None:
     assert (plain["confident"], plain["confident_right"]) == (0.6667, 0.5)
     evened = module.measure(found, [9, 1], ["f", "r"], 1.0)  # 0.6 : 0.3 becomes 0.6 / 9 : 0.3
     assert (evened["right"], evened["right_f"], evened["right_r"]) == (0.6667, 0.0, 1.0)
+
+
+def test_random_images_are_as_many_as_were_found(tail: Path, tmp_path: Path) -> None:
+    found = {"info": {}, "images": [{"id": 1, "file_name": "x", "width": 64, "height": 64}] * 7, "annotations": []}
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    out = tmp_path / "random.json"
+    benchmark_script("retrieval_precision").keep_random(tmp_path / "found.json", tail / "unlabelled", out)
+    chosen = {image["file_name"] for image in json.loads(out.read_text())["images"]}
+    assert len(chosen) == 7
+    assert all(Path(name).parent == (tail / "unlabelled").resolve() and Path(name).is_file() for name in chosen)
+    assert len(open_pool([locate_unlabelled(out)], ClassMap(("one",), (1,)))) == 7
