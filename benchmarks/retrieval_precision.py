@@ -1,13 +1,13 @@
 """How many of the images that `leanmask retrieve` finds for the rare digits show them, against images taken at random.
 
-    python benchmarks/retrieval_precision.py RUN DATA [--neighbours 4 16 64] [--out FILE] [--keep FOLDER]
+    python benchmarks/retrieval_precision.py DATA RUN [RUN ...] [--neighbours 4 16 64] [--out FILE] [--keep FOLDER]
 
-RUN: a run whose backbone embeds; DATA: digits with a long tail and an unlabelled pool (`leanmask digits DATA --longtail
---unlabelled 2000`). Per number of neighbours: images found, the share of them that show the class they were found for,
-the share that show any rare class, and both shares of the whole pool, which is what random choice gives.
+DATA: digits with a long tail and an unlabelled pool (`leanmask digits DATA --longtail --unlabelled 2000`); RUN: a run
+whose backbone embeds. Per run and number of neighbours: images found, the share of them that show the class they were
+found for, the share that show any rare class, and both shares of the whole pool, which is what random choice gives.
 
-FOLDER: keeps the images that were found, found-N.json, and as many random ones of the pool, random-N.json. What they do
-to rare AP: `leanmask bench longtail --arms adjusted data.unlabelled=[FOLDER/found-N.json]`.
+FOLDER: keeps the images that were found, in a folder of each run found-N.json, and as many random ones of the pool,
+random-N.json. What they do to rare AP: `leanmask bench longtail --arms adjusted data.unlabelled=[.../found-N.json]`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def measure(run: Path, data: Path, neighbours: int, work: Path) -> dict[str, Any
     right = [image["retrieved_for"] in shown[Path(image["file_name"]).name] for image in found]
     chance = [sum(image["retrieved_for"] in classes for classes in shown.values()) / len(shown) for image in found]
     return {
+        "run": run.name,
         "neighbours": neighbours,
         "queries": summary.queries,
         "pool": summary.pool,
@@ -77,17 +78,19 @@ def keep_random(found: Path, pool: Path, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("data", type=Path, metavar="DATA")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/retrieval_precision.json"))
     parser.add_argument("--keep", type=Path, metavar="FOLDER")
     options = parser.parse_args()
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        work = options.keep or Path(scratch)
-        rows = [measure(options.run, options.data, count, work) for count in options.neighbours]
-        for count in options.neighbours if options.keep else ():
-            keep_random(work / f"found-{count}.json", options.data / "unlabelled", work / f"random-{count}.json")
+        for run in options.runs:
+            work = (options.keep or Path(scratch)) / run.name
+            for count in options.neighbours:
+                rows.append(measure(run, options.data, count, work))
+                keep_random(work / f"found-{count}.json", options.data / "unlabelled", work / f"random-{count}.json")
     write_json(options.out, rows, overwrite=True)
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 
