@@ -185,6 +185,9 @@ def test_masks_for_given_boxes_and_features_of_them() -> None:
     assert features.shape == (3, 256)
     assert not features.requires_grad
     assert not torch.equal(features[1], features[2])
+    described = model.describe(images, proposals)
+    said = model.roi_heads.stage(2, model.features(images)[:4], proposals.boxes, proposals.image_index)[0]
+    torch.testing.assert_close(model.roi_heads.box_predictors[2](described)[0], said)  # classes are told from it
 
 
 def test_gradient_is_scaled_and_values_are_not() -> None:

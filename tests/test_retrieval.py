@@ -18,12 +18,16 @@ from safetensors.torch import save_file
 
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.layout import locate_unlabelled
+from leanmask.data.views.augment import fitted_frame
+from leanmask.data.views.canvas import draw_canvas
 from leanmask.errors import CheckpointError, ConfigError, DataError, RunError
+from leanmask.geometry import transform_boxes
+from leanmask.inference import load
 from leanmask.retrieval import index as index_module
 from leanmask.retrieval.embed import crop_of, load_embedder
-from leanmask.retrieval.index import build_index, cells_for, chunked, near_duplicates, open_index, unit
+from leanmask.retrieval.index import best_images, build_index, cells_for, chunked, near_duplicates, open_index, unit
 from leanmask.retrieval.retrieve import RetrieveOptions, retrieve
-from leanmask.retrieval.store import Pool, claim, embed_pool, read_chunks, read_rows
+from leanmask.retrieval.store import Pool, centre_of, claim, embed_pool, read_chunks, read_rows
 from leanmask.summary import TrainSummary
 
 
@@ -80,6 +84,24 @@ def test_a_changed_pool_and_no_index_are_said(tmp_path: Path) -> None:
         open_index(tmp_path / "none")
 
 
+def test_nothing_is_never_found_among_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "EXACT_UP_TO", 1000)
+    monkeypatch.setattr(index_module, "cells_for", lambda count: 16)
+    pool = vectors(3000)
+    pool[::3] = 0
+    build_index(iter([pool[:1500], pool[1500:]]), ("m", 3000, 16), tmp_path)
+    found = open_index(tmp_path).search(pool[1:601:3], 20, "m")[1]
+    assert not (found[found >= 0] % 3 == 0).any()
+    assert (found == np.arange(1, 601, 3)[:, None]).any(1).mean() > 0.8  # numbers are still the pool's
+
+
+def test_the_nearest_images_are_those_of_their_nearest_vectors() -> None:
+    scores = np.array([[0.9, 0.8, 0.7, 0.5, 0.4], [0.85, 0.6, 0.2, -0.1, 0.0]])
+    images = np.array([[4, 4, 2, 7, 1], [2, 4, 9, 5, -1]])
+    assert best_images(scores, images, 2) == {4: (0.9, 0), 2: (0.85, 1)}
+    assert best_images(scores, images, 5) == {4: (0.9, 0), 2: (0.85, 1), 7: (0.5, 0), 1: (0.4, 0), 9: (0.2, 1)}
+
+
 def test_near_duplicates() -> None:
     pool = vectors(50, 32)
     twice = np.concatenate([pool, pool[:3] * 2 + 1e-4, pool[10:11]])
@@ -91,12 +113,15 @@ def test_near_duplicates() -> None:
 class Eyes:
     """An embedder that sees the mean colour, and counts what it sees."""
 
-    name, side_px = "eyes", 8
-    seen = 0
+    name, vectors, seen = "eyes", 1, 0
 
     def __call__(self, pictures: Any) -> np.ndarray:
         self.seen += len(pictures)
-        return np.stack([np.asarray(picture.convert("RGB")).mean((0, 1)) for picture in pictures]).astype(np.float32)
+        colours = [np.asarray(picture.convert("RGB")).mean((0, 1)) for picture in pictures]
+        return np.stack(colours)[:, None].astype(np.float32)
+
+    def objects(self, picture: Any, boxes: Any, margin: float) -> np.ndarray:
+        return self([crop_of(picture, box, margin) for box in boxes])[:, 0]
 
 
 @pytest.fixture
@@ -114,28 +139,73 @@ def colours(tmp_path: Path) -> tuple[Path, ...]:
 def test_shares_join_in_order_and_resume(colours: tuple[Path, ...], tmp_path: Path) -> None:
     folder = tmp_path / "index"
     whole = Pool(colours, folder / "one")
-    claim(whole, Eyes())  # type: ignore[arg-type]
-    dimension = embed_pool(whole, Eyes(), 2, lambda done, total: None)  # type: ignore[arg-type]
+    claim(whole, Eyes())
+    dimension = embed_pool(whole, Eyes(), 2, lambda done, total: None)
     expected = np.concatenate(list(read_chunks(whole, dimension)))
     assert expected[:, 0].tolist() == [0, 40, 80, 0, 160, 200, 240]
     for rank in range(3):
         part = Pool(colours, folder / "three", rank, 3)
-        claim(part, Eyes())  # type: ignore[arg-type]
-        embed_pool(part, Eyes(), 2, lambda done, total: None)  # type: ignore[arg-type]
+        claim(part, Eyes())
+        embed_pool(part, Eyes(), 2, lambda done, total: None)
     np.testing.assert_array_equal(np.concatenate(list(read_chunks(part, dimension))), expected)
     np.testing.assert_array_equal(read_rows(part, dimension, np.array([5, 0])), expected[[5, 0]])
     # Killed in the middle of a row: what is whole stays, the rest is made again.
     file = whole.file(0)
     file.write_bytes(file.read_bytes()[: 4 * dimension * 4 + 5])
     eyes = Eyes()
-    embed_pool(whole, eyes, 2, lambda done, total: None)  # type: ignore[arg-type]
+    embed_pool(whole, eyes, 2, lambda done, total: None)
     assert eyes.seen == 1 + 3
     np.testing.assert_array_equal(np.concatenate(list(read_chunks(whole, dimension))), expected)
     eyes.name = "others"
     with pytest.raises(ConfigError, match=r"another model \(eyes, now others\)"):
-        claim(whole, eyes)  # type: ignore[arg-type]
+        claim(whole, eyes)
     with pytest.raises(ConfigError, match="other images"):
-        claim(Pool(colours[:2], whole.folder), Eyes())  # type: ignore[arg-type]
+        claim(Pool(colours[:2], whole.folder), Eyes())
+
+
+class Pairs(Eyes):
+    """Two vectors per picture; nothing is the second of a dark one."""
+
+    name, vectors = "pairs", 2
+
+    def __call__(self, pictures: Any) -> np.ndarray:
+        one = super().__call__(pictures)
+        return np.concatenate([one, np.where(one[:, :, :1] > 100, one[:, :, ::-1], 0)], axis=1)
+
+
+def test_several_vectors_of_an_image(colours: tuple[Path, ...], tmp_path: Path) -> None:
+    expected = np.concatenate([Pairs()([Image.open(path)]) for number, path in enumerate(colours) if number != 3])
+    expected = np.insert(expected, 3, 0, axis=0).reshape(14, 3)
+    for rank in range(2):
+        part = Pool(colours, tmp_path / "two", rank, 2, vectors=2)
+        part.folder.mkdir(exist_ok=True)
+        embed_pool(part, Pairs(), 3, lambda done, total: None)
+    file = part.file(0)
+    file.write_bytes(file.read_bytes()[: 3 * 4 * 5])  # killed within the third of its images
+    embed_pool(Pool(colours, part.folder, 0, 2, vectors=2), Pairs(), 3, lambda done, total: None)
+    np.testing.assert_array_equal(np.concatenate(list(read_chunks(part, 3))), expected)
+    np.testing.assert_array_equal(read_rows(part, 3, np.array([13, 8, 1])), expected[[13, 8, 1]])
+    assert part.rows == 14
+    assert not centre_of(part, 3).any()  # too few to tell what is common to all
+
+
+def test_an_own_network_sees_objects(trained: TrainSummary, tail: Path) -> None:
+    embedder = load_embedder(str(trained.folder), device="cpu")
+    files = sorted((tail / "unlabelled").glob("*.jpg"))[:2]
+    pictures = [Image.open(files[0]).convert("RGB"), Image.open(files[1]).convert("RGB").resize((60, 90))]
+    rows = embedder(pictures)
+    assert rows.shape[:2] == (2, embedder.vectors)
+    model, side = load(trained.folder, device="cpu").model, load(trained.folder).config.data.image_size
+    for picture, own in zip(pictures, rows, strict=True):
+        frame = fitted_frame((picture.height, picture.width), side)
+        image = torch.from_numpy(draw_canvas(picture, frame)).permute(2, 0, 1)[None].float() / 255
+        found = model.predict(image, [frame.content_box])[0]
+        count = int(own.any(1).sum())
+        assert 0 < count <= len(found)
+        best = transform_boxes(found.boxes[:1].double().numpy(), frame.inverse)
+        box = tuple(best[0].tolist())
+        np.testing.assert_allclose(embedder.objects(picture, [box], 0.2)[0], own[0], atol=1e-3, rtol=1e-3)
+        assert not own[count:].any()
 
 
 def test_crops() -> None:
@@ -152,7 +222,7 @@ def tail(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_runs_own_backbone_finds_images(
+def test_the_runs_own_network_finds_images(
     trained: TrainSummary, tail: Path, tmp_path: Path, leanmask: Callable[..., Outcome]
 ) -> None:
     pool = tmp_path / "pool"
@@ -223,8 +293,8 @@ def test_models_of_timm_and_transformers(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet10t").state_dict(), path)
     pictures = [Image.new("RGB", (40, 30), (200, 10, 10)), Image.new("RGB", (30, 50), (10, 10, 200))]
     found = load_embedder("timm:resnet10t", str(path), "cpu")
-    assert found(pictures).shape == (2, network.num_features)
+    assert found(pictures).shape == (2, 1, network.num_features)
     assert str(path) in found.name
     small = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56)
     Dinov2Model(small).save_pretrained(tmp_path / "dino")
-    assert load_embedder(f"transformers:{tmp_path / 'dino'}", device="cpu")(pictures).shape == (2, 32)
+    assert load_embedder(f"transformers:{tmp_path / 'dino'}", device="cpu")(pictures).shape == (2, 1, 32)

@@ -24,7 +24,7 @@ def retrieve(
     classes: Annotated[str, typer.Option(help="Comma-separated class names, or rare.")] = RARE,
     neighbours: Annotated[int, typer.Option(min=1, help="Images per object.")] = 64,
     model: Annotated[
-        str, typer.Option(help="timm:NAME, transformers:FOLDER, or a run folder, whose backbone is used.")
+        str, typer.Option(help="timm:NAME, transformers:FOLDER, or a run folder, whose network is used.")
     ] = DEFAULT_MODEL,
     weights: Annotated[str | None, typer.Option(help="timm: a local file, or DEFAULT to download them.")] = None,
     index: Annotated[Path | None, typer.Option(help="Folder for embeddings and index. [default: beside --out]")] = None,

@@ -82,9 +82,18 @@ class Model(nn.Module, ABC):
 
     def embed(self, images: Tensor, proposals: Proposals) -> Tensor:
         """(K, D) float features of the backbone for K boxes, without gradient: what objects look like, for class
-        prototypes and for finding similar images. Raises ConfigError where a model has none.
+        prototypes. Raises ConfigError where a model has none.
         """
-        raise ConfigError(f"model {type(self).__name__} gives no features of objects; mask_rcnn and its relatives do")
+        raise self._no_features()
+
+    def describe(self, images: Tensor, proposals: Proposals) -> Tensor:
+        """(K, D) float features that the classes of K boxes are read from, without gradient: what tells objects apart,
+        for finding similar ones. Raises ConfigError where a model has none.
+        """
+        raise self._no_features()
+
+    def _no_features(self) -> ConfigError:
+        return ConfigError(f"model {type(self).__name__} gives no features of objects; mask_rcnn and its relatives do")
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that `optim.backbone_lr_factor` applies to."""

@@ -82,6 +82,11 @@ class CascadeHeads(MaskHeads):
                 assert isinstance(predictor, ClassAgnosticPredictor)
                 start_unlikely(predictor.cls_score)
 
+    def describe(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
+        """(K, D) what the last stage makes of boxes (K, 4)."""
+        described: Tensor = self.box_heads[-1](self.box_pool(features, boxes, image_index))
+        return described
+
     def stage(
         self, number: int, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor
     ) -> tuple[Tensor, Tensor]:

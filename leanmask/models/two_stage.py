@@ -219,9 +219,14 @@ class RoIHeads(nn.Module, ABC):
         if config.class_loss == "sigmoid":
             start_unlikely(self.box_predictor.cls_score)
 
+    def describe(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
+        """(K, D) what the box branch makes of boxes (K, 4), from which it tells their classes."""
+        described: Tensor = self.box_head(self.box_pool(features, boxes, image_index))
+        return described
+
     def classify(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (K, C + 1), background first, and coded boxes (K, C + 1, 4) for boxes (K, 4)."""
-        logits, coded = self.box_predictor(self.box_head(self.box_pool(features, boxes, image_index)))
+        logits, coded = self.box_predictor(self.describe(features, boxes, image_index))
         return logits.float(), coded.float().reshape(len(boxes), logits.shape[1], 4)
 
     @abstractmethod
@@ -407,6 +412,11 @@ class TwoStage(Model):
         scale = maps[-1].shape[-1] / images.shape[-1]
         cells = roi_align(maps[-1].float(), rows, BOX_CELLS, scale, sampling_ratio=2, aligned=True)
         return cells.mean((2, 3))
+
+    @torch.no_grad()
+    def describe(self, images: Tensor, proposals: Proposals) -> Tensor:
+        """(K, D) of the (last) box branch. See `Model.describe`."""
+        return self.roi_heads.describe(self.features(images)[:4], proposals.boxes, proposals.image_index).float()
 
     def predict_masks(self, images: Tensor, proposals: Proposals, fine: bool = False) -> MaskPredictions:
         """Backbone and mask branch only. See `Model.predict_masks`."""

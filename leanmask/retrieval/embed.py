@@ -1,7 +1,7 @@
-"""Images and crops as vectors: by a model of timm or transformers with weights from this machine, or by a run's own
-backbone.
+"""Images and objects as vectors: by a model of timm or transformers with weights from this machine, which sees whole
+pictures, or by a run's own network, which finds objects in them and compares objects with objects.
 
-Letters: B pictures, D numbers of an embedding.
+Letters: B pictures, V vectors of one, D numbers of a vector.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torchvision.ops import nms
 
+from leanmask.data.views.augment import fitted_frame
+from leanmask.data.views.canvas import draw_canvas
 from leanmask.devices import default_device
 from leanmask.errors import CheckpointError, ConfigError
-from leanmask.inference import load, weights_path
-from leanmask.models.base import Model
+from leanmask.geometry import Frame, transform_boxes
+from leanmask.inference import Loaded, load, weights_path
 from leanmask.models.timm_backbones import PREFIX, is_timm, require_timm_name, timm_library
 from leanmask.records import Proposals
 from leanmask.retrieval.index import FloatArray
@@ -26,27 +31,98 @@ from leanmask.retrieval.index import FloatArray
 TRANSFORMERS = "transformers:"
 SIDE_PX, SHORT_SIDE_PX = 224, 256  # DINOv2's evaluation transform: resize to 256, centre crop of 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MOST_OBJECTS = 12  # of an image that a run's own network compares: the most confident ones
+SAME_OBJECT_IOU = 0.7  # boxes of two classes that overlap more are one object
 
 Box = tuple[float, float, float, float]
 
 
-@dataclass(frozen=True, eq=False)
-class Embedder:
+class Embedder(Protocol):
     """Pictures to vectors. name: says which model and weights, so that vectors of different ones are never mixed.
-    embed: (B, 3, S, S) RGB in [0, 1] to (B, D). side_px: S.
+    vectors: V.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def vectors(self) -> int: ...
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> FloatArray:
+        """(B, V, D) float32 of upright RGB pictures; zeros, which are like nothing, for objects that are not there."""
+        ...
+
+    def objects(self, picture: Image.Image, boxes: Sequence[Box], margin: float) -> FloatArray:
+        """(n, D) float32 of objects with known boxes, n >= 1, in one picture. margin: of the longer side, for models
+        that see an object as a picture of its own.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class PictureEmbedder:
+    """A picture is one vector, and an object is a picture cut out. embed: (B, 3, S, S) RGB in [0, 1] to (B, D).
+    side_px: S.
     """
 
     name: str
     embed: Callable[[Tensor], Tensor]
     side_px: int
     device: torch.device
+    vectors: int = 1
 
     def __call__(self, pictures: Sequence[Image.Image]) -> FloatArray:
-        """(B, D) float32 vectors of upright RGB pictures."""
         batch = torch.stack([_prepared(picture, self.side_px) for picture in pictures]).to(self.device)
         with torch.inference_mode():
-            found: FloatArray = self.embed(batch).float().cpu().numpy()
+            found: FloatArray = self.embed(batch)[:, None].float().cpu().numpy()
         return found
+
+    def objects(self, picture: Image.Image, boxes: Sequence[Box], margin: float) -> FloatArray:
+        return self([crop_of(picture, box, margin) for box in boxes])[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectEmbedder:
+    """A picture is the objects that a trained network finds in it, each as what the network tells its class from."""
+
+    name: str
+    loaded: Loaded
+    vectors: int = MOST_OBJECTS
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> FloatArray:
+        images, frames = self._on_canvas(pictures)
+        with torch.inference_mode():
+            found = self.loaded.model.predict(images, [frame.content_box for frame in frames])
+        boxes = []
+        for each in found:
+            assert each.scores is not None, "a prediction has scores"
+            boxes.append(each.boxes[nms(each.boxes.float(), each.scores.float(), SAME_OBJECT_IOU)[: self.vectors]])
+        described = self._described(images, boxes).split([len(each) for each in boxes])
+        rows = [F.pad(each, (0, 0, 0, self.vectors - len(each))) for each in described]
+        stacked: FloatArray = torch.stack(rows).cpu().numpy()
+        return stacked
+
+    def objects(self, picture: Image.Image, boxes: Sequence[Box], margin: float) -> FloatArray:
+        images, frames = self._on_canvas([picture])
+        placed = transform_boxes(np.array(boxes, dtype=np.float64), frames[0].matrix)
+        described: FloatArray = self._described(images, [torch.from_numpy(placed).to(images)]).cpu().numpy()
+        return described
+
+    def _described(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
+        """(K, D) of boxes (n, 4) of each image, in the network frame."""
+        counts = torch.tensor([len(each) for each in boxes], device=images.device)
+        index = torch.arange(len(boxes), device=images.device).repeat_interleave(counts)
+        proposals = Proposals(image_index=index, boxes=torch.cat(list(boxes)), object_index=index, categories=index * 0)
+        with torch.inference_mode():
+            return self.loaded.model.describe(images, proposals)
+
+    def _on_canvas(self, pictures: Sequence[Image.Image]) -> tuple[Tensor, list[Frame]]:
+        """(B, 3, S, S) RGB in [0, 1] as in training, and how the pictures lie there."""
+        side = self.loaded.config.data.image_size
+        frames = [fitted_frame((picture.height, picture.width), side) for picture in pictures]
+        canvases = [draw_canvas(picture, frame) for picture, frame in zip(pictures, frames, strict=True)]
+        images = torch.from_numpy(np.stack(canvases)).to(self.loaded.device).permute(0, 3, 1, 2)
+        return images.float() / 255, frames
 
 
 def load_embedder(name: str, weights: str | None = None, device: str | None = None) -> Embedder:
@@ -61,15 +137,8 @@ def load_embedder(name: str, weights: str | None = None, device: str | None = No
     path = weights_path(Path(name))
     loaded = load(path, device=str(place))
     stat = path.stat()
-    own = f"leanmask:{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-    return Embedder(own, lambda images: _whole(loaded.model, images), loaded.config.data.image_size, place)
-
-
-def _whole(model: Model, images: Tensor) -> Tensor:
-    count, (height, width) = len(images), images.shape[-2:]
-    index = torch.arange(count, device=images.device)
-    boxes = torch.tensor([[0.0, 0.0, width, height]], device=images.device).expand(count, -1)
-    return model.embed(images, Proposals(image_index=index, boxes=boxes, object_index=index, categories=index * 0))
+    own = f"leanmask:{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{MOST_OBJECTS} objects"
+    return ObjectEmbedder(own, loaded)
 
 
 def _timm(name: str, weights: str | None, place: torch.device) -> Embedder:
@@ -90,7 +159,7 @@ def _timm(name: str, weights: str | None, place: torch.device) -> Embedder:
     except (RuntimeError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"weights '{weights}' do not fit {name}: {' '.join(str(error).split())[:300]}") from None
     side = SIDE_PX if size else network.pretrained_cfg["input_size"][-1]
-    return Embedder(f"{name}:{weights}", _normalised(network.to(place).eval()), side, place)
+    return PictureEmbedder(f"{name}:{weights}", _normalised(network.to(place).eval()), side, place)
 
 
 def _transformers(name: str, place: torch.device) -> Embedder:
@@ -113,7 +182,7 @@ def _transformers(name: str, place: torch.device) -> Embedder:
         found: Tensor = network(pixel_values=images).last_hidden_state[:, 0]
         return found
 
-    return Embedder(name, _normalised(first_token), SIDE_PX, place)
+    return PictureEmbedder(name, _normalised(first_token), SIDE_PX, place)
 
 
 def _normalised(network: nn.Module | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

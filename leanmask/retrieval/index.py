@@ -108,7 +108,11 @@ def build_index(
                 continue
             index = _trained(faiss, np.concatenate(kept), count)
             vectors, kept = np.concatenate(kept), []
-        index.add(vectors)
+        if exact:
+            index.add(vectors)
+        else:  # what is like nothing has no direction, so no cell, and from its bytes it could be like anything
+            something = np.flatnonzero(vectors.any(axis=1))
+            index.add_with_ids(vectors[something], done + something)
         done += len(vectors)
     if index is None or done != count:
         raise DataError(f"{done} embeddings came instead of {count}; the pool has changed, start again")
@@ -144,11 +148,27 @@ def _trained(faiss: ModuleType, sample: FloatArray, count: int) -> Any:
     parts = next(parts for parts in range(min(CODE_BYTES, dimension), 0, -1) if dimension % parts == 0)
     coarse = faiss.IndexFlatIP(dimension)
     index = faiss.IndexIVFPQ(coarse, dimension, cells, parts, 8, faiss.METRIC_INNER_PRODUCT)
-    index.train(sample)
+    index.train(sample[sample.any(axis=1)])
     index.nprobe = max(1, round(PROBED_SHARE * cells))
     index.own_fields = True
     coarse.this.disown()
     return index
+
+
+def best_images(scores: FloatArray, images: IntArray, neighbours: int) -> dict[int, tuple[float, int]]:
+    """By image: its largest similarity and the query that it is most similar to, of the `neighbours` nearest images of
+    every query. scores, images: (Q, M), nearest first; below 0: none.
+    """
+    best: dict[int, tuple[float, int]] = {}
+    for query, (row, found) in enumerate(zip(scores.tolist(), images.tolist(), strict=True)):
+        near: dict[int, float] = {}
+        for score, image in zip(row, found, strict=True):
+            if image >= 0 and score > 0 and len(near) < neighbours:
+                near.setdefault(image, score)
+        for image, score in near.items():
+            if score > best.get(image, (0.0, 0))[0]:
+                best[image] = (score, query)
+    return best
 
 
 def near_duplicates(vectors: FloatArray, similarity: float) -> npt.NDArray[np.bool_]:

@@ -23,7 +23,9 @@ from leanmask.reports.contact import Hit, Sheet, write_contact_sheet
 from leanmask.retrieval.embed import Box, Embedder, crop_of, load_embedder, read_upright
 from leanmask.retrieval.index import (
     ABOUT_FILE,
+    About,
     FloatArray,
+    best_images,
     build_index,
     near_duplicates,
     open_index,
@@ -120,7 +122,7 @@ def retrieve(
     names, notes = chosen_classes(stores[options.train], options.classes)
     embedder = load_embedder(options.model, options.weights, str(state.device))
     folder = options.index or out.with_name(f"{out.stem}.index")
-    images = Pool(tuple(paths), folder, state.process_index, state.num_processes)
+    images = Pool(tuple(paths), folder, state.process_index, state.num_processes, embedder.vectors)
     if state.is_main_process:
         claim(images, embedder)
     state.wait_for_everyone()
@@ -132,7 +134,7 @@ def retrieve(
     summary = RetrieveSummary(out, len(paths), 0, 0, {}, 0, 0, tuple(notes))
     if state.is_main_process:
         if not (folder / ABOUT_FILE).is_file():
-            about = (embedder.name, len(paths), dimension)
+            about = (embedder.name, images.rows, dimension)
             build_index(read_chunks(images, dimension), about, folder, centre_of(images, dimension))
         queries = _queries(stores[options.train], names, embedder, options)
         summary = _search(images, queries, stores, (out, review), (embedder, options, notes))
@@ -196,8 +198,7 @@ def _queries(store: AnnotationStore, names: Sequence[str], embedder: Embedder, o
         if not objects:
             continue
         own = [(record.path, (record.width, record.height), _box(item.box_xyxy)) for item in objects]
-        crops = [_crop(*place, options.margin) for place in own]
-        vectors.append(embedder(crops))
+        vectors.append(embedder.objects(_picture(*own[0][:2]), [box for _, _, box in own], options.margin))
         places += own
         classes += [store.classes.names[item.category] for item in objects]
     if not places:
@@ -210,7 +211,7 @@ def _box(box: Any) -> Box:
     return x0, y0, x1, y1
 
 
-def _crop(path: Path, size: tuple[int, int], box: Box, margin: float) -> Image.Image:
+def _picture(path: Path, size: tuple[int, int]) -> Image.Image:
     try:
         with Image.open(path) as opened:
             picture = opened.convert("RGB")
@@ -218,7 +219,7 @@ def _crop(path: Path, size: tuple[int, int], box: Box, margin: float) -> Image.I
         raise DataError(f"cannot read image {path}: {error}") from None
     if picture.size != size:
         raise DataError(f"image {path} is {picture.size[0]} x {picture.size[1]}, the annotations say {size}")
-    return crop_of(picture, box, margin)
+    return picture
 
 
 def _search(
@@ -232,17 +233,12 @@ def _search(
     embedder, options, notes = how
     index = open_index(pool.folder)
     require_same_model(index.about, embedder.name)
-    scores, places = index.search(queries.vectors, options.neighbours, embedder.name)
-    best: dict[int, tuple[float, int]] = {}
-    for query, (row, found) in enumerate(zip(scores.tolist(), places.tolist(), strict=True)):
-        for score, place in zip(row, found, strict=True):
-            if place >= 0 and score > 0 and score > best.get(place, (0.0, 0))[0]:
-                best[place] = (score, query)
+    scores, places = index.search(queries.vectors, options.neighbours * pool.vectors, embedder.name)
+    best = best_images(scores, places // pool.vectors, options.neighbours)
     order = sorted(best, key=lambda place: (-best[place][0], place))
     known = [KnownImages(store) for store in stores.values()]
     new = [place for place in order if not any(images.twin(pool.paths[place]) for images in known)]
-    rows = read_rows(pool, index.about.dimension, np.array(new, dtype=np.int64))
-    same = near_duplicates(index.about.directions(rows), options.duplicates)
+    same = near_duplicates(_means(pool, index.about, new), options.duplicates)
     hits = [
         Hit(pool.paths[place], queries.classes[best[place][1]], best[place][0])
         for place, twice in zip(new, same, strict=True)
@@ -251,13 +247,21 @@ def _search(
     _write(hits, stores[options.train], out, embedder.name)
     if review is not None:
         shown = [(place, name) for place, name in zip(queries.places, queries.classes, strict=True)]
-        crops = [(name, _crop(*place, options.margin)) for place, name in shown[:200]]
+        crops = [(name, crop_of(_picture(*place[:2]), place[2], options.margin)) for place, name in shown[:200]]
         write_contact_sheet(Sheet(hits, crops, embedder.name), review, read_upright)
     per_class = {name: sum(hit.category == name for hit in hits) for name in dict.fromkeys(queries.classes)}
     left_out = (len(order) - len(new), int(same.sum()))
     return RetrieveSummary(
         out, len(pool), len(queries.places), len(hits), per_class, left_out[0], left_out[1], tuple(notes)
     )
+
+
+def _means(pool: Pool, about: About, images: Sequence[int]) -> FloatArray:
+    """(n, D) of images: the mean of the directions of what is on them."""
+    rows = (np.array(images, dtype=np.int64)[:, None] * pool.vectors + np.arange(pool.vectors)).reshape(-1)
+    directions = about.directions(read_rows(pool, about.dimension, rows))
+    means: FloatArray = directions.reshape(len(images), pool.vectors, about.dimension).mean(axis=1)
+    return means
 
 
 def _write(hits: Sequence[Hit], store: AnnotationStore, out: Path, model: str) -> None:

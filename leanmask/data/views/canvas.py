@@ -56,7 +56,7 @@ def read_canvas(path: Path, frame: Frame, exif: Exif) -> ByteArray:
     `frame.image_size`, and for an EXIF rotation with `exif="error"`.
     """
     pixels, reduction = _read(path, frame, exif)
-    return _draw(pixels, reduction, frame)
+    return draw_canvas(pixels, frame, reduction)
 
 
 def read_picture(path: Path, size: tuple[int, int], exif: Exif) -> Image.Image:
@@ -135,8 +135,10 @@ def _reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
-def _draw(image: Image.Image, reduction: float, frame: Frame) -> ByteArray:
-    """Resample the visible part of a picture that was decoded at 1/`reduction` of its size."""
+def draw_canvas(image: Image.Image, frame: Frame, reduction: float = 1.0) -> ByteArray:
+    """A picture as the network sees it, see `read_canvas`: the part of it that is on the canvas, resampled. reduction:
+    how many times smaller than `frame.image_size` it was decoded.
+    """
     height, width = frame.canvas_size
     canvas = np.empty((height, width, 3), dtype=np.uint8)
     canvas[:] = PADDING_RGB
