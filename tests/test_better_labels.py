@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import TINY
+from run_helpers import TINY, benchmark_script
 from safetensors.torch import load_file
 from test_cascade import SMALL
 from test_pldc import FACTS, FOUND, Teacher, views_of
@@ -20,7 +20,7 @@ from leanmask.data.coco import AnnotationStore
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.layout import locate
 from leanmask.data.unlabelled import open_pool
-from leanmask.errors import ConfigError, DataError
+from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.labels.calibrate import read_calibration
 from leanmask.labels.select import measure
 from leanmask.methods.better_labels import BetterLabels, BetterLabelsConfig
@@ -85,6 +85,19 @@ def test_killed_between_stages_and_resumed(tail: Path, better: TrainSummary, tmp
     resume(out)
     found, expected = (load_file(folder / "best.safetensors") for folder in (out, better.folder))
     assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_the_benchmarks_reliability_is_the_runs(better: TrainSummary) -> None:
+    measured = benchmark_script("longtail_reliability").measured
+    for stage in ("2-teacher", "4-student"):
+        row = measured(stage, better.folder / stage)
+        results = json.loads((better.folder / stage / "evaluation/teacher/coco_instances_results.json").read_text())
+        bins = row["bins"]
+        assert sum(each["count"] for each in bins) == len(results)
+        naive = sum(each["count"] * abs(each["accuracy"] - each["confidence"]) for each in bins if each["count"])
+        assert row["ece"] == pytest.approx(naive / len(results), abs=1e-3)
+    with pytest.raises(RunError, match="is no run folder"):
+        measured("held", better.folder / "1-held")
 
 
 def test_without_calibration_the_teacher_is_a_smoothed_training(tail: Path, tmp_path: Path) -> None:
