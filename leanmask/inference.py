@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from leanmask.data.coco import AnnotationStore, ClassMap
 from leanmask.data.dataset import EvalDataset
@@ -24,7 +25,7 @@ from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.predictions import predict_results, write_results
 from leanmask.evaluation.validator import Validator, score_results, with_calibration
 from leanmask.models.base import Model
-from leanmask.records import Views
+from leanmask.records import Instances, Views
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
 from leanmask.settings import RunConfig, resolve
 
@@ -199,11 +200,16 @@ def predict(
 def _confident_rows(
     photos: Photos, loaded: Loaded, options: PredictOptions, on_progress: OnProgress | None
 ) -> Iterator[dict[str, Any]]:
+    def confident(found: Instances) -> Tensor:
+        assert found.scores is not None, "a prediction has scores"
+        return found.scores >= options.score
+
     # People's photographs often carry an EXIF rotation; predictions are for the picture as it is shown.
     data = loaded.config.data.model_copy(update={"exif": "apply"})
     batches = _counted(EvalDataset(photos, data), loaded, options.batch_size, on_progress)
-    rows = predict_results(loaded.model, batches, loaded.classes.ids, loaded.device, loaded.config.train.precision)
-    return (row for row in rows if row["score"] >= options.score)
+    return predict_results(
+        loaded.model, batches, loaded.classes.ids, loaded.device, loaded.config.train.precision, confident
+    )
 
 
 def _draw_overlays(photos: Photos, rows: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -22,7 +22,7 @@ from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import Job, TrainResult, train
 from leanmask.geometry import Frame
 from leanmask.methods.base import EmaConfig, Method, StepLosses, TrainingFacts
-from leanmask.models.base import Model, finite_zero
+from leanmask.models.base import Content, Model, Worth, finite_zero
 from leanmask.records import Batch, Instances, MaskPredictions, Proposals, Target, Views
 
 SIZE_PX = 8
@@ -60,9 +60,7 @@ class FakeModel(Model):
         picked = scores[:, centres[:, 1], centres[:, 0]].T
         return F.cross_entropy(picked, target.instances.categories, reduction="sum")
 
-    def predict(
-        self, images: Tensor, content: Sequence[tuple[float, float, float, float]] | None = None
-    ) -> list[Instances]:
+    def predict(self, images: Tensor, content: Content | None = None, worth: Worth | None = None) -> list[Instances]:
         return [Instances.empty() for _ in images]
 
     def predict_masks(self, images: Tensor, proposals: Proposals) -> MaskPredictions:

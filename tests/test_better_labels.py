@@ -189,11 +189,11 @@ def test_soft_and_corrected_targets(tmp_path: Path) -> None:
 
 def test_frequencies_are_taken_out_before_errors_are_added(tmp_path: Path) -> None:
     assert FACTS.objects_per_class == (30, 10)
-    found = student(tmp_path, None, logit_adjustment=1.0).predictions(Teacher(FOUND), views_of())[0]
+    found = student(tmp_path, None, logit_adjustment=1.0, doubtful=0.1).predictions(Teacher(FOUND), views_of())[0]
     assert found.class_probabilities is not None
     torch.testing.assert_close(found.class_probabilities[2], torch.tensor([0.5, 1.2]) * 0.9 / 1.7)
     assert measure(found).class_quality[2] < 0.3  # it was found as "cell"
-    method = student(tmp_path, {"cell": 0.1, "dust": 0.0}, logit_adjustment=1.0)
+    method = student(tmp_path, {"cell": 0.1, "dust": 0.0}, logit_adjustment=1.0, doubtful=0.1)
     both = method.predictions(Teacher(FOUND), views_of())[0].class_probabilities
     assert both is not None
     torch.testing.assert_close(both[2], found.class_probabilities[2] + torch.tensor([0.2, 0.0]))

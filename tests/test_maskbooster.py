@@ -41,7 +41,7 @@ class OneMaskPerObject(Model):
         )
         return {"loss_box": (self.logits**2).sum() + finite_zero(self)}, self._say(proposals)
 
-    def predict(self, images: Tensor, content: object = None) -> list[Instances]:
+    def predict(self, images: Tensor, content: object = None, worth: object = None) -> list[Instances]:
         return [Instances.empty() for _ in images]
 
     def predict_masks(self, images: Tensor, proposals: Proposals) -> MaskPredictions:

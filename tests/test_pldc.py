@@ -23,6 +23,7 @@ from leanmask.geometry import Frame
 from leanmask.masks import Crops, Grids
 from leanmask.methods.base import TrainingFacts
 from leanmask.methods.pldc import PLDC, PLDCConfig
+from leanmask.models.base import only_worth
 from leanmask.records import Batch, Instances, Target, Views
 from leanmask.run import resume, train
 
@@ -36,8 +37,8 @@ class Teacher:
     def __init__(self, *found: Instances) -> None:
         self.found = list(found)
 
-    def predict(self, images: Tensor, content: Any = None) -> list[Instances]:
-        return self.found
+    def predict(self, images: Tensor, content: Any = None, worth: Any = None) -> list[Instances]:
+        return only_worth(self.found, worth)
 
 
 def predicted(probabilities: list[list[float]], values: list[float]) -> Instances:

@@ -78,7 +78,7 @@ class Echo(Model):
     def predict_masks(self, images: Tensor, proposals: Proposals) -> MaskPredictions:
         raise AssertionError("predicting does not ask for masks of boxes")
 
-    def predict(self, images: Tensor, content: Any = None) -> list[Instances]:
+    def predict(self, images: Tensor, content: Any = None, worth: Any = None) -> list[Instances]:
         self.calls.append(
             {
                 "training": [self.training, self.frozen.training, self.linear.training],

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from leanmask.errors import RunError
 from leanmask.geometry import Frame, transform_boxes, xyxy_to_xywh
 from leanmask.masks import to_rles
-from leanmask.models.base import Model
+from leanmask.models.base import Model, Worth
 from leanmask.records import Instances, Views
 
 _BOX_DECIMALS = 3  # a thousandth of a pixel; half the bytes of a full number
@@ -28,17 +28,19 @@ def predict_results(
     classes_ids: Sequence[int],
     device: torch.device | str,
     precision: str,
+    worth: Worth | None = None,
 ) -> Iterator[dict[str, Any]]:
     """COCO result rows of every image, in the image frame and the user's ids, one by one.
 
-    classes_ids: the user's category id of each class index. precision: "bf16" runs the model under autocast. Rows are
-    {image_id, category_id, score, bbox (x, y, width, height, cut off at the image), segmentation (RLE, counts as
-    text)}; predictions whose mask is empty at 0.5 are left out. Memory holds one mask beside the network's own output.
-    The model's training mode is put back after every batch. Raises RunError when the model says NaN.
+    classes_ids: the user's category id of each class index. precision: "bf16" runs the model under autocast. worth: see
+    `Model.predict`. Rows are {image_id, category_id, score, bbox (x, y, width, height, cut off at the image),
+    segmentation (RLE, counts as text)}; predictions whose mask is empty at 0.5 are left out. Memory holds one mask
+    beside the network's own output. The model's training mode is put back after every batch. Raises RunError when the
+    model says NaN.
     """
     for views in batches:
         for image_id, frame, found in zip(
-            views.image_ids, views.frames, predict_views(model, views, device, precision), strict=True
+            views.image_ids, views.frames, predict_views(model, views, device, precision, worth), strict=True
         ):
             yield from image_results(image_id, frame, found, classes_ids)
 
@@ -128,8 +130,12 @@ def _cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(f"cannot write {path}: {error.strerror or error}")
 
 
-def predict_views(model: Model, views: Views, device: torch.device | str, precision: str) -> list[Instances]:
-    """A model's predictions for the weak views, in the network frame; its training mode is put back."""
+def predict_views(
+    model: Model, views: Views, device: torch.device | str, precision: str, worth: Worth | None = None
+) -> list[Instances]:
+    """A model's predictions for the weak views, in the network frame; its training mode is put back. worth: see
+    `Model.predict`.
+    """
     place = torch.device(device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -137,7 +143,7 @@ def predict_views(model: Model, views: Views, device: torch.device | str, precis
         with torch.inference_mode(), torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
             images = views.weak.to(place, non_blocking=True)
             targets = [target.to(place, non_blocking=True) for target in views.targets]
-            return model.predict_for(images, targets, [frame.content_box for frame in views.frames])
+            return model.predict_for(images, targets, [frame.content_box for frame in views.frames], worth)
     finally:
         for module, training in modes:
             module.training = training

@@ -37,6 +37,7 @@ from leanmask.labels.select import (
     Qualities,
     ThresholdRange,
     Thresholds,
+    class_quality,
     coupled,
     decoupled,
     measure,
@@ -148,6 +149,12 @@ class PLDC(Method):
         what = "method.class_quality or method.mask_quality"
         return f"method.coupled_quality (now the product of {what})" if self.config.filter == "coupled" else what
 
+    @property
+    def least_product(self) -> float:
+        """Of class and mask quality, for filter=coupled."""
+        own = self.config.coupled_quality
+        return self.config.class_quality * self.config.mask_quality if own is None else own
+
     @torch.no_grad()
     def pseudo_targets(self, teacher: Model, views: Views, step: int) -> tuple[list[Target], dict[str, Tensor | float]]:
         """What the teacher says of the weak views, as targets of the strong ones, and numbers for the journal."""
@@ -169,8 +176,18 @@ class PLDC(Method):
         return targets, counts
 
     def predictions(self, teacher: Model, views: Views) -> list[Instances]:
-        """What the teacher finds in the weak views."""
-        return teacher.predict(views.weak, [frame.content_box for frame in views.frames])
+        """What the teacher finds in the weak views: all of it for adaptive thresholds, which follow it."""
+        worth = None if self.adaptive is not None else self.likely
+        return teacher.predict(views.weak, [frame.content_box for frame in views.frames], worth)
+
+    def likely(self, instances: Instances) -> Tensor:
+        """(N,) bool: its class is sure enough to be kept or doubted, whatever its mask; and the surest, to be told of
+        where nothing is.
+        """
+        found = class_quality(instances)
+        least = self.least_product if self.config.filter == "coupled" else self.config.class_quality
+        likely = found >= min(self.config.doubtful, least)
+        return likely | (found == found.max()) if len(found) else likely
 
     def soft_classes(self, instances: Instances) -> Tensor | None:
         """(N, C) soft targets of pseudo-objects; None: their category alone is the target, as published."""
@@ -179,8 +196,7 @@ class PLDC(Method):
     def keeps(self, instances: Instances, quality: Qualities) -> Tensor:
         """(N,) bool: trusted enough to be an object (DDTF)."""
         if self.config.filter == "coupled":
-            own, both = self.config.coupled_quality, self.config.class_quality * self.config.mask_quality
-            return coupled(quality, both if own is None else own, self.config.area_px)
+            return coupled(quality, self.least_product, self.config.area_px)
         thresholds = self.fixed
         if self.adaptive is not None:
             thresholds = self.adaptive.thresholds(instances.categories, self.config.area_px)

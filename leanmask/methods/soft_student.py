@@ -70,6 +70,10 @@ class SoftStudent(PLDC):
         found = super().predictions(teacher, views)
         return [instances.replace(class_probabilities=self.adjust(_probabilities(instances))) for instances in found]
 
+    def likely(self, instances: Instances) -> Tensor:
+        """See `PLDC.likely`; by the corrected classes."""
+        return super().likely(instances.replace(class_probabilities=self.adjust(_probabilities(instances))))
+
     def adjust(self, probabilities: Tensor) -> Tensor:
         """(N, C) class probabilities without the labels' frequencies and with the calibration errors, where asked."""
         even = without_prior(probabilities, self.facts.objects_per_class, self.config.logit_adjustment)

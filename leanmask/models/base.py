@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,9 @@ from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.errors import ConfigError
 from leanmask.records import Instances, MaskPredictions, Proposals, Target
+
+Content = Sequence[tuple[float, float, float, float]]  # of each canvas: xyxy part that the image covers
+Worth = Callable[[Instances], Tensor]  # (N,) bool of the detections of one image: which of them are wanted
 
 
 class Model(nn.Module, ABC):
@@ -40,23 +43,28 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def predict(
-        self, images: Tensor, content: Sequence[tuple[float, float, float, float]] | None = None
+        self,
+        images: Tensor,
+        content: Content | None = None,
+        worth: Worth | None = None,
     ) -> list[Instances]:
         """Everything above the fixed low floor, best first, in the network frame, class probabilities kept.
 
-        content: xyxy part of each canvas that the image covers (`Frame.content_box`); boxes are clipped to it.
+        content: xyxy part of each canvas that the image covers (`Frame.content_box`); boxes are clipped to it. worth:
+        which detections are wanted; where a model makes masks last, the others cost none.
         """
 
     def predict_for(
         self,
         images: Tensor,
         targets: Sequence[Target],
-        content: Sequence[tuple[float, float, float, float]] | None = None,
+        content: Content | None = None,
+        worth: Worth | None = None,
     ) -> list[Instances]:
         """What is measured: `predict`, which sees the images alone. A model that improves given masks, instead of
         finding objects, also looks at the targets' rough masks and points, and never at the true masks.
         """
-        return self.predict(images, content)
+        return self.predict(images, content, worth)
 
     @abstractmethod
     def predict_masks(self, images: Tensor, proposals: Proposals, fine: bool = False) -> MaskPredictions:
@@ -98,6 +106,11 @@ class Model(nn.Module, ABC):
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that `optim.backbone_lr_factor` applies to."""
         return []
+
+
+def only_worth(found: list[Instances], worth: Worth | None) -> list[Instances]:
+    """The detections of each image that are wanted."""
+    return found if worth is None else [instances[worth(instances)] for instances in found]
 
 
 def finite_zero(module: nn.Module) -> Tensor:

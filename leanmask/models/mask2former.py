@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.models.backbone import BackboneSpec, NormName, normalise
-from leanmask.models.base import Model, finite_zero, grid_losses
+from leanmask.models.base import Content, Model, Worth, finite_zero, grid_losses, only_worth
 from leanmask.models.canvas_masks import over_boxes, soft_crops
 from leanmask.models.mask2former_network import (
     SWIN,
@@ -37,7 +37,7 @@ from leanmask.models.matching import has_box
 from leanmask.models.points import Importance
 from leanmask.models.presets import with_own
 from leanmask.models.query_losses import QueryLoss, QueryLossSettings, QueryOutputs, box_fit, dice_losses, matched_pairs
-from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, Content, canvas_of
+from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, canvas_of
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 
 MASK_STRIDE_PX = 4
@@ -225,7 +225,7 @@ class Mask2Former(Model):
         return global_mean(both.sum(), len(predictions))
 
     @torch.no_grad()
-    def predict(self, images: Tensor, content: Content | None = None) -> list[Instances]:
+    def predict(self, images: Tensor, content: Content | None = None, worth: Worth | None = None) -> list[Instances]:
         """Pairs of query and class, at most `detections_per_image`, scored by class probability times mean probability
         inside the mask; so one query's mask may come with several classes.
 
@@ -237,10 +237,11 @@ class Mask2Former(Model):
         height, width = canvas_of(images)
         whole = (0.0, 0.0, float(width), float(height))
         limits = [whole] * len(images) if content is None else list(content)
-        return [
+        found = [
             self._detections(classes.softmax(-1)[:, :-1], masks, limit)
             for classes, masks, limit in zip(outputs.classes[-1], outputs.masks[-1], limits, strict=True)
         ]
+        return only_worth(found, worth)
 
     def _detections(self, probabilities: Tensor, masks: Tensor, limit: tuple[float, float, float, float]) -> Instances:
         flat = probabilities.flatten()

@@ -27,13 +27,13 @@ from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.masks import Crops, Grids
 from leanmask.models.backbone import NORMS, BackboneName, NormName, normalise
-from leanmask.models.base import Model, finite_zero
+from leanmask.models.base import Content, Model, Worth, finite_zero, only_worth
 from leanmask.models.canvas_masks import cell_extents, mean_inside
 from leanmask.models.mask_losses import MaskGrid, has_mask, sample_masks
 from leanmask.models.mask_refine_network import COLOURS, Encoder, Inputs, UShape, UShapeSize
 from leanmask.models.presets import with_own
 from leanmask.models.solov2_cells import mass_centres
-from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, Content, canvas_of
+from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, canvas_of
 from leanmask.models.weights import load_backbone
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 
@@ -205,7 +205,9 @@ class MaskRefineNet(Model):
         return Grids(torch.cat(found), regions)
 
     @torch.no_grad()
-    def predict_for(self, images: Tensor, targets: Sequence[Target], content: Content | None = None) -> list[Instances]:
+    def predict_for(
+        self, images: Tensor, targets: Sequence[Target], content: Content | None = None, worth: Worth | None = None
+    ) -> list[Instances]:
         """Per image the refined masks of the objects that have a rough one, in their order, with ids; score: mean
         probability inside the mask. See `Model.predict_for`.
         """
@@ -215,7 +217,7 @@ class MaskRefineNet(Model):
         counts = [int(each.sum()) for each in wanted]
         scores = mean_inside(refined.values)
         parts = zip(targets, wanted, refined.values.split(counts), refined.boxes.split(counts), strict=True)
-        return [
+        found = [
             Instances(
                 boxes=_tight(values, regions),
                 categories=target.instances.categories[rows],
@@ -227,8 +229,9 @@ class MaskRefineNet(Model):
             )
             for (target, rows, values, regions), own in zip(parts, scores.split(counts), strict=True)
         ]
+        return only_worth(found, worth)
 
-    def predict(self, images: Tensor, content: Content | None = None) -> list[Instances]:
+    def predict(self, images: Tensor, content: Content | None = None, worth: Worth | None = None) -> list[Instances]:
         """Nothing: without rough masks there is nothing to refine. See `predict_for`."""
         return [Instances.empty(images.device).replace(scores=images.new_zeros(0)) for _ in images]
 

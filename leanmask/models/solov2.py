@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.models.backbone import BackboneName, BackboneSpec, NormName, build_backbone, normalise
-from leanmask.models.base import Model, finite_zero
+from leanmask.models.base import Content, Model, Worth, finite_zero, only_worth
 from leanmask.models.canvas_masks import Limit, cell_extents, mean_inside, over_boxes, tight_crops
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import of_object
@@ -32,7 +32,7 @@ from leanmask.models.presets import with_own
 from leanmask.models.solov2_cells import CellLayout, assign_cells, of_point_alone
 from leanmask.models.solov2_losses import Positives, class_loss, dice_loss, dice_losses, points_loss
 from leanmask.models.solov2_network import CellBranch, HeadSize, MaskBranch
-from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, Content, canvas_of
+from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, canvas_of
 from leanmask.models.weights import load_backbone
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 
@@ -327,7 +327,7 @@ class SOLOv2(Model):
         return self.config.dice_weight * global_mean(losses.sum(), len(predictions))
 
     @torch.no_grad()
-    def predict(self, images: Tensor, content: Content | None = None) -> list[Instances]:
+    def predict(self, images: Tensor, content: Content | None = None, worth: Worth | None = None) -> list[Instances]:
         """Pairs of cell and class after point NMS, scored by class probability times maskness and decayed by matrix
         NMS, at most `detections_per_image`.
 
@@ -338,7 +338,8 @@ class SOLOv2(Model):
         height, width = canvas_of(images)
         limits = [(0.0, 0.0, float(width), float(height))] * len(images) if content is None else list(content)
         peaks = self._peaks(said.classes.sigmoid())
-        return [self._detections(said, image, peaks[image], limit) for image, limit in enumerate(limits)]
+        found = [self._detections(said, image, peaks[image], limit) for image, limit in enumerate(limits)]
+        return only_worth(found, worth)
 
     def _peaks(self, probabilities: Tensor) -> Tensor:
         """(B, T, C) probabilities, 0 but for the cells that point NMS leaves."""

@@ -27,7 +27,7 @@ from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.masks import Grids
 from leanmask.models.backbone import BackboneSpec, NormName, build_backbone, normalise, require_known
-from leanmask.models.base import Model
+from leanmask.models.base import Content, Model, Worth, only_worth
 from leanmask.models.class_losses import draw_classes, looked_for, sigmoid_loss, softmax_loss
 from leanmask.models.mask_losses import MaskGrid, MaskMean, PointMean, keep_points
 from leanmask.models.matching import Thresholds, assign, has_box, of_object, sample
@@ -43,7 +43,6 @@ BOX_CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_DETECTION_PX = 1e-2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRIOR = 0.01  # first probability of every class where classes are sigmoids (RetinaNet)
-Content = Sequence[tuple[float, float, float, float]]
 BoxesOf = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -433,7 +432,7 @@ class TwoStage(Model):
         )
 
     @torch.no_grad()
-    def predict(self, images: Tensor, content: Content | None = None) -> list[Instances]:
+    def predict(self, images: Tensor, content: Content | None = None, worth: Worth | None = None) -> list[Instances]:
         """Detections with mask grids over their boxes; `class_probabilities` (N, C) leave out background, so that a
         row's sum is the probability of any object. See `Model.predict`.
         """
@@ -445,7 +444,7 @@ class TwoStage(Model):
         boxes = torch.cat(proposals)
         probabilities, boxes_of = self.score(features[:4], boxes, image_index, canvas)
         found = self._detect(probabilities, boxes_of, image_index, _limits(images, content))
-        return self._with_masks(features[:4], found)
+        return self._with_masks(features[:4], only_worth(found, worth))
 
     def _detect(self, probabilities: Tensor, boxes_of: BoxesOf, image_index: Tensor, limits: Tensor) -> list[Instances]:
         row, category = torch.nonzero(probabilities > self.config.score_floor, as_tuple=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from pycocotools import mask as coco_mask
+from torch import Tensor
 
 from leanmask.data.dataset import EvalDataset, Sample
 from leanmask.data.files import why
@@ -27,7 +28,7 @@ from leanmask.errors import DataError, RunError
 from leanmask.evaluation.predictions import image_results, predict_views
 from leanmask.geometry import Frame
 from leanmask.inference import Loaded, load, weights_path
-from leanmask.labels.select import Thresholds, decoupled, measure
+from leanmask.labels.select import Thresholds, class_quality, decoupled, measure
 from leanmask.pseudo.polygons import to_polygons
 from leanmask.pseudo.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.records import Instances, Target, Views
@@ -146,7 +147,11 @@ def _label(
 
 def _label_batch(loaded: Loaded, views: Views, options: PseudoOptions) -> Iterator[dict[str, Any]]:
     """One item per image: its rows, or the file that could not be read."""
-    found = predict_views(loaded.model, views, loaded.device, loaded.config.train.precision)
+
+    def sure(instances: Instances) -> Tensor:
+        return class_quality(instances) >= options.class_quality
+
+    found = predict_views(loaded.model, views, loaded.device, loaded.config.train.precision, sure)
     thresholds = Thresholds(options.class_quality, options.mask_quality, options.area_px)
     for image_id, file, frame, instances in zip(views.image_ids, views.files, views.frames, found, strict=True):
         if file in views.skipped:

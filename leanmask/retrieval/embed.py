@@ -25,7 +25,7 @@ from leanmask.errors import CheckpointError, ConfigError
 from leanmask.geometry import Frame, transform_boxes
 from leanmask.inference import Loaded, load, weights_path
 from leanmask.models.timm_backbones import PREFIX, is_timm, require_timm_name, timm_library
-from leanmask.records import Proposals
+from leanmask.records import Instances, Proposals
 from leanmask.retrieval.index import FloatArray
 
 TRANSFORMERS = "transformers:"
@@ -92,11 +92,8 @@ class ObjectEmbedder:
     def __call__(self, pictures: Sequence[Image.Image]) -> FloatArray:
         images, frames = self._on_canvas(pictures)
         with torch.inference_mode():
-            found = self.loaded.model.predict(images, [frame.content_box for frame in frames])
-        boxes = []
-        for each in found:
-            assert each.scores is not None, "a prediction has scores"
-            boxes.append(each.boxes[nms(each.boxes.float(), each.scores.float(), SAME_OBJECT_IOU)[: self.vectors]])
+            found = self.loaded.model.predict(images, [frame.content_box for frame in frames], self._compared)
+        boxes = [each.boxes for each in found]
         described = self._described(images, boxes).split([len(each) for each in boxes])
         rows = [F.pad(each, (0, 0, 0, self.vectors - len(each))) for each in described]
         stacked: FloatArray = torch.stack(rows).cpu().numpy()
@@ -107,6 +104,12 @@ class ObjectEmbedder:
         placed = transform_boxes(np.array(boxes, dtype=np.float64), frames[0].matrix)
         described: FloatArray = self._described(images, [torch.from_numpy(placed).to(images)]).cpu().numpy()
         return described
+
+    def _compared(self, found: Instances) -> Tensor:
+        """(N,) bool: the most confident detections, each object once."""
+        assert found.scores is not None, "a prediction has scores"
+        best = nms(found.boxes.float(), found.scores.float(), SAME_OBJECT_IOU)[: self.vectors]
+        return torch.isin(torch.arange(len(found), device=best.device), best)
 
     def _described(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """(K, D) of boxes (n, 4) of each image, in the network frame."""
