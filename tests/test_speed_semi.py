@@ -17,3 +17,4 @@ def test_pseudo_is_measured_on_all_images() -> None:
     found = pseudo_speed(images=8, rounds=1, learnt_steps=1)
     assert found["images"] == 8
     assert found["share"] == pytest.approx(found["network_seconds"] / found["pseudo_seconds"])
+    assert found["sparing_share"] == pytest.approx(found["sparing_network_seconds"] / found["pseudo_seconds"])

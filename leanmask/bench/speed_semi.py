@@ -27,11 +27,11 @@ from leanmask.data.photos import Photos
 from leanmask.data.splits import split
 from leanmask.engine.step import to_device
 from leanmask.evaluation.predictions import predict_views
-from leanmask.inference import load
+from leanmask.inference import Loaded, load
 from leanmask.labels.select import class_quality
 from leanmask.methods.pldc import PLDC
-from leanmask.models.base import Model
-from leanmask.pseudo.images import pseudo
+from leanmask.models.base import Worth
+from leanmask.pseudo.images import PseudoOptions, pseudo, sure_of_class
 from leanmask.records import Views
 from leanmask.run import train
 from leanmask.session import Session
@@ -85,8 +85,9 @@ def _trust_as_many_as_labelled(session: Session, views: Views | None) -> float:
 
 
 def pseudo_speed(images: int = 1024, rounds: int = 3, learnt_steps: int = LEARNT_STEPS) -> dict[str, Any]:
-    """Seconds of `leanmask pseudo` on image files and of the network alone on the same images, already decoded, in
-    turns; the ratio of medians, network over everything. One loader process.
+    """Seconds of `leanmask pseudo` on image files, of the network alone on the same images, already decoded, and of the
+    network that spares the masks which `pseudo` spares, in turns; ratios of medians, network over everything. One
+    loader process.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -97,11 +98,12 @@ def pseudo_speed(images: int = 1024, rounds: int = 3, learnt_steps: int = LEARNT
         loaded = load(folder / "run")
         dataset = EvalDataset(Photos.find(files, loaded.classes), loaded.config.data)
         batches = list(evaluation_batches(dataset, 8, workers=0))
-        seconds: dict[str, list[float]] = {"network": [], "pseudo": []}
+        seconds: dict[str, list[float]] = {"network": [], "sparing_network": [], "pseudo": []}
         for turn in range(rounds + 1):
             out = folder / f"{turn}.json"
             works: dict[str, Callable[[], Any]] = {
-                "network": lambda: _predict(loaded.model, batches, loaded.config.train.precision),
+                "network": partial(_predict, loaded, batches),
+                "sparing_network": partial(_predict, loaded, batches, sure_of_class(PseudoOptions().class_quality)),
                 "pseudo": partial(pseudo, folder / "run", files, out),
             }
             for work, run in works.items():
@@ -109,13 +111,16 @@ def pseudo_speed(images: int = 1024, rounds: int = 3, learnt_steps: int = LEARNT
                 if turn:
                     seconds[work].append(spent)
     medians = {f"{work}_seconds": statistics.median(values) for work, values in seconds.items()}
-    share = medians["network_seconds"] / medians["pseudo_seconds"]
-    return {**medians, "share": share, "images": len(files), "rounds": rounds}
+    shares = {
+        "share": medians["network_seconds"] / medians["pseudo_seconds"],
+        "sparing_share": medians["sparing_network_seconds"] / medians["pseudo_seconds"],
+    }
+    return {**medians, **shares, "images": len(files), "rounds": rounds}
 
 
-def _predict(model: Model, batches: list[Views], precision: str) -> None:
+def _predict(loaded: Loaded, batches: list[Views], worth: Worth | None = None) -> None:
     for views in batches:
-        predict_views(model, views, CPU, precision)
+        predict_views(loaded.model, views, CPU, loaded.config.train.precision, worth)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -185,7 +185,7 @@ class PLDC(Method):
         where nothing is.
         """
         found = class_quality(instances)
-        least = self.least_product if self.config.filter == "coupled" else self.config.class_quality
+        least = self.least_product if self.config.filter == "coupled" else float(self.fixed.class_quality)
         likely = found >= min(self.config.doubtful, least)
         return likely | (found == found.max()) if len(found) else likely
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from pycocotools import mask as coco_mask
-from torch import Tensor
 
 from leanmask.data.dataset import EvalDataset, Sample
 from leanmask.data.files import why
@@ -29,6 +28,7 @@ from leanmask.evaluation.predictions import image_results, predict_views
 from leanmask.geometry import Frame
 from leanmask.inference import Loaded, load, weights_path
 from leanmask.labels.select import Thresholds, class_quality, decoupled, measure
+from leanmask.models.base import Worth
 from leanmask.pseudo.polygons import to_polygons
 from leanmask.pseudo.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.records import Instances, Target, Views
@@ -148,9 +148,7 @@ def _label(
 def _label_batch(loaded: Loaded, views: Views, options: PseudoOptions) -> Iterator[dict[str, Any]]:
     """One item per image: its rows, or the file that could not be read."""
 
-    def sure(instances: Instances) -> Tensor:
-        return class_quality(instances) >= options.class_quality
-
+    sure = sure_of_class(options.class_quality)
     found = predict_views(loaded.model, views, loaded.device, loaded.config.train.precision, sure)
     thresholds = Thresholds(options.class_quality, options.mask_quality, options.area_px)
     for image_id, file, frame, instances in zip(views.image_ids, views.files, views.frames, found, strict=True):
@@ -168,6 +166,11 @@ def _label_batch(loaded: Loaded, views: Views, options: PseudoOptions) -> Iterat
                 told = {name: round(float(value), 4) for name, value in own.items()}
                 rows.append({**row, "segmentation": mask, "area": area, **told})
         yield {"rows": rows, "size": list(frame.image_size)}
+
+
+def sure_of_class(quality: float) -> Worth:
+    """Which predictions may pass the class threshold, whatever their masks."""
+    return lambda found: class_quality(found) >= quality
 
 
 def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance: str) -> PseudoSummary:
