@@ -3,7 +3,7 @@
     python benchmarks/retrieval_precision.py DATA RUN [RUN ...] [--neighbours 4 16 64] [--out FILE] [--keep FOLDER]
 
 DATA: digits with a long tail and an unlabelled pool (`leanmask digits DATA --longtail --unlabelled 2000`); RUN: a run
-whose backbone embeds. Per run and number of neighbours: images found, the share of them that show the class they were
+whose network embeds. Per run and number of neighbours: images found, the share of them that show the class they were
 found for, the share that show any rare class, and both shares of the whole pool, which is what random choice gives.
 
 FOLDER: keeps the images that were found, in a folder of each run found-N.json, and as many random ones of the pool,
