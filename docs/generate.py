@@ -264,12 +264,12 @@ Long tail, `val`, first seed. Repeat-factor sampling takes supervised APr from 8
 every row has it. The published method does not help here. Smoothed labels: uniformly 31.2 and 18.6, by similarity 30.6
 and 17.6, by frequency too 31.2 and 18.0, but ECE 3.8 after 5.8. Their student with one-hot targets 30.5 and 17.0, with
 soft ones 30.6 and 16.5, with calibrated ones 30.9 and 17.2, ECE 8.2, 5.8 and 9.6 (published: all of it together 10.3
-more APr, and a third of the ECE, with a backbone that knew the rare classes). Why: a network that has learned from such labels calls most rare digits by the name of a frequent one and is
-sure of it; calibration is measured on images with the same tail, where that is right. Of the supervised network's
-classes with a probability of 0.5 and more, 46 of 100 are right on `tune`; 81 when the labels' frequencies are taken out
-of them (`longtail_prior.json`). With that in the student's targets and a teacher whose labels are not smoothed
-(`adjusted`, ours: `logit_adjustment=0.75`, `smoothing=none`, both chosen on `tune`): 37.4 and 29.6, 8 more APr than
-supervised, ECE 4.8.
+more APr, and a third of the ECE, with a backbone that knew the rare classes). Why: a network that has learned from such
+labels calls most rare digits by the name of a frequent one and is sure of it; calibration is measured on images with
+the same tail, where that is right. Of the supervised network's classes with a probability of 0.5 and more, 46 of 100
+are right on `tune`; 81 when the labels' frequencies are taken out of them (`longtail_prior.json`). With that in the
+student's targets and a teacher whose labels are not smoothed (`adjusted`, ours: `logit_adjustment=0.75`,
+`smoothing=none`, both chosen on `tune`): 37.4 and 29.6, 8 more APr than supervised, ECE 4.8.
 
 Images that `retrieve` finds for the rare digits with a run's own network, which compares objects that it finds with the
 labelled ones, show them in 67 to 73, 58 to 66 and 53 to 58 of 100 cases (4, 16 and 64 neighbours; three runs), random

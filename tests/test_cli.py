@@ -160,6 +160,7 @@ def test_doctor(leanmask: Cli) -> None:
         (["bench", "sparse-1", "points-10", "--arms", "points"], "unknown arm 'points' of sparse-1"),
         (["bench", "train.steps=5"], "name a protocol"),
         (["bench", "sparse-1", "speed"], "measured alone"),
+        (["bench", "speed", "--arms", "matrix_nsm"], "no measurement 'matrix_nsm'; did you mean 'matrix_nms'?"),
         (["report", "DATA", "--out", "OUT"], "DATA"),
         (["frobnicate"], "frobnicate"),
     ],

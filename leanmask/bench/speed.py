@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from leanmask.bench.speed_solov2 import nms_speed, refiner_speed
 from leanmask.bench.speed_steps import data_share, maskbooster_speed, target_memory
 from leanmask.bench.table import add_row
 from leanmask.devices import machine
+from leanmask.errors import ConfigError, suggest
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "training_step": training_speed,
@@ -32,15 +33,22 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def speed(results: Path, *, on_progress: Callable[..., None] | None = None) -> list[dict[str, Any]]:
-    """Measure everything once and append the rows to `speed.json` in `results`."""
-    rows = []
-    for done, (name, measure) in enumerate(MEASUREMENTS.items()):
+def speed(
+    results: Path, names: Sequence[str] | None = None, *, on_progress: Callable[..., None] | None = None
+) -> list[dict[str, Any]]:
+    """Measure everything once, or what is named, and append the rows to `speed.json` in `results`. Raises ConfigError
+    for a name that is none, before anything is measured.
+    """
+    names, rows = list(MEASUREMENTS) if names is None else names, []
+    for name in names:
+        if name not in MEASUREMENTS:
+            raise ConfigError(f"bench speed has no measurement '{name}'{suggest(name, MEASUREMENTS)}")
+    for done, name in enumerate(names):
         if on_progress:
-            on_progress(done, len(MEASUREMENTS), name)
+            on_progress(done, len(names), name)
         row = {
             "what": name,
-            **measure(),
+            **MEASUREMENTS[name](),
             "commit": commit(),
             "machine": machine(),
         }

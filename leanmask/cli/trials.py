@@ -33,7 +33,9 @@ def bench(
         ),
     ],
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 .. N-1.")] = 1,
-    arms: Annotated[str | None, typer.Option(help="Comma-separated rows; all when left out.")] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Comma-separated rows (of speed: measurements); all when left out.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="A fully labelled data set instead of digits.")] = None,
     split: Annotated[str, typer.Option(help="Reported split; 'tune' to choose settings.")] = "val",
     work: Annotated[Path, typer.Option(help="Where data sets and runs are kept.")] = Path("runs/bench"),
@@ -46,11 +48,11 @@ def bench(
 ) -> None:
     """A protocol's whole table; rows that are there already are skipped, so it can be built in pieces."""
     protocols = [name for name in what if "=" not in name]
+    names = tuple(arms.split(",")) if arms else None
     if protocols in (["speed"], ["annotate"]):
-        measured: object = measure_speed(results) if protocols == ["speed"] else bench_annotate(results)
+        measured: object = measure_speed(results, names) if protocols == ["speed"] else bench_annotate(results)
         say(as_json, measured, json.dumps(measured, indent=1))
         return
-    names = tuple(arms.split(",")) if arms else None
     _require_tables(protocols, names, data)
     options = BenchOptions(
         seeds=seeds,
