@@ -33,9 +33,7 @@ def bench(
         ),
     ],
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 .. N-1.")] = 1,
-    arms: Annotated[
-        str | None, typer.Option(help="Comma-separated rows (of speed: measurements); all when left out.")
-    ] = None,
+    arms: Annotated[str | None, typer.Option(help="Comma-separated rows; of speed: what to measure. [all]")] = None,
     data: Annotated[Path | None, typer.Option(help="A fully labelled data set instead of digits.")] = None,
     split: Annotated[str, typer.Option(help="Reported split; 'tune' to choose settings.")] = "val",
     work: Annotated[Path, typer.Option(help="Where data sets and runs are kept.")] = Path("runs/bench"),
