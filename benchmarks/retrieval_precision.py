@@ -90,7 +90,8 @@ def main() -> None:
             work = (options.keep or Path(scratch)) / run.name
             for count in options.neighbours:
                 rows.append(measure(run, options.data, count, work))
-                keep_random(work / f"found-{count}.json", options.data / "unlabelled", work / f"random-{count}.json")
+                if options.keep:
+                    keep_random(work / f"found-{count}.json", options.data / "unlabelled", work / f"random-{count}.json")
     write_json(options.out, rows, overwrite=True)
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 
