@@ -91,7 +91,8 @@ def main() -> None:
             for count in options.neighbours:
                 rows.append(measure(run, options.data, count, work))
                 if options.keep:
-                    keep_random(work / f"found-{count}.json", options.data / "unlabelled", work / f"random-{count}.json")
+                    found, at_random = (work / f"{kind}-{count}.json" for kind in ("found", "random"))
+                    keep_random(found, options.data / "unlabelled", at_random)
     write_json(options.out, rows, overwrite=True)
     sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 
