@@ -8,6 +8,7 @@ from typing import Any
 
 from leanmask.bench.commit import commit
 from leanmask.bench.speed_evaluation import evaluation_speed
+from leanmask.bench.speed_longtail import soft_losses_speed
 from leanmask.bench.speed_model import inference_speed, training_speed
 from leanmask.bench.speed_points import pointrend_memory, points_speed
 from leanmask.bench.speed_semi import pseudo_speed, semi_speed
@@ -27,6 +28,7 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "pseudo": pseudo_speed,
     "matrix_nms": nms_speed,
     "refiner": refiner_speed,
+    "soft_losses": soft_losses_speed,
     "data_share": data_share,
     "target_memory": target_memory,
     "coco_evaluation": evaluation_speed,

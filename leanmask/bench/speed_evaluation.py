@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from leanmask.bench.turns import Works, in_turns, medians
 from leanmask.evaluation.coco_ap import evaluate_results
 
 Row = dict[str, Any]
@@ -31,36 +32,30 @@ def evaluation_speed(
     cpu_ratio; steadier on a busy machine), and largest_difference between the numbers of masks and of boxes.
     """
     truth, results = synthetic_results(images, detections, classes, seed)
-    ours, theirs, difference = [], [], 0.0
-    for _ in range(rounds):
-        numbers, seconds = _timed(_ours, truth, results)
-        expected, their_seconds = _timed(_pycocotools, truth, results)
-        ours.append(seconds)
-        theirs.append(their_seconds)
-        difference = max(difference, max(abs(a - b) for a, b in zip(numbers, expected, strict=True)))
-    (wall, cpu), (their_wall, their_cpu) = np.median(ours, axis=0).tolist(), np.median(theirs, axis=0).tolist()
+    numbers: dict[str, list[float]] = {}
+
+    def evaluate(name: str, work: Callable[[Row, list[Row]], list[float]], rows: tuple[Row, list[Row]]) -> None:
+        numbers[name] = work(*rows)
+
+    def works() -> Works:  # on copies, since pycocotools changes its input
+        sides = {"ours": _ours, "pycocotools": _pycocotools}
+        return {name: partial(evaluate, name, work, copy.deepcopy((truth, results))) for name, work in sides.items()}
+
+    spent = in_turns(works, rounds, warm_up=0)
+    ours, theirs = spent["ours"], spent["pycocotools"]
+    difference = max(abs(a - b) for a, b in zip(numbers["ours"], numbers["pycocotools"], strict=True))
     return {
         "images": images,
         "detections": detections,
         "classes": classes,
         "rounds": rounds,
-        "ours_seconds": wall,
-        "pycocotools_seconds": their_wall,
-        "ratio": their_wall / wall,
-        "ours_cpu_seconds": cpu,
-        "pycocotools_cpu_seconds": their_cpu,
-        "cpu_ratio": their_cpu / cpu,
+        **medians(spent),
+        "ratio": theirs.median / ours.median,
+        "ours_cpu_seconds": ours.cpu_median,
+        "pycocotools_cpu_seconds": theirs.cpu_median,
+        "cpu_ratio": theirs.cpu_median / ours.cpu_median,
         "largest_difference": difference,
     }
-
-
-def _timed(
-    evaluate: Callable[[Row, list[Row]], list[float]], truth: Row, results: list[Row]
-) -> tuple[list[float], tuple[float, float]]:
-    rows = copy.deepcopy((truth, results))  # pycocotools changes its input
-    wall, cpu = time.perf_counter(), time.process_time()
-    numbers = evaluate(*rows)
-    return numbers, (time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def _ours(truth: Row, results: list[Row]) -> list[float]:

@@ -8,10 +8,7 @@ whatever else the machine does hits both; ratios are of medians.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
+from leanmask.bench.turns import Works, in_turns, medians
 from leanmask.masks import Crops
 from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from leanmask.records import Instances, Supervision, Target
@@ -60,11 +58,6 @@ def training_speed(settings: SpeedSettings | None = None) -> dict[str, Any]:
     optimisers = [torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9) for model in (theirs, ours)]
     images = contest.images.contiguous(memory_format=torch.channels_last)
 
-    def update(losses: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
-        optimiser.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        optimiser.step()
-
     def their_step() -> None:
         update(theirs(list(contest.images), contest.truths), optimisers[0])
 
@@ -73,7 +66,14 @@ def training_speed(settings: SpeedSettings | None = None) -> dict[str, Any]:
             losses, _ = ours(images, contest.targets)
         update(losses, optimisers[1])
 
-    return _report("training step", settings, _turns(their_step, our_step, settings))
+    return _report("training step", settings, {"torchvision": their_step, "leanmask": our_step})
+
+
+def update(losses: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
+    """Backward and one step, in fp32."""
+    optimiser.zero_grad()
+    torch.stack(list(losses.values())).sum().backward()
+    optimiser.step()
 
 
 def inference_speed(settings: SpeedSettings | None = None) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def inference_speed(settings: SpeedSettings | None = None) -> dict[str, Any]:
         with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
             found["leanmask"] = sum(len(instances) for instances in ours.predict(images))
 
-    return _report("inference", settings, _turns(their_batch, our_batch, settings)) | {"detections": found}
+    return _report("inference", settings, {"torchvision": their_batch, "leanmask": our_batch}) | {"detections": found}
 
 
 def prepare(settings: SpeedSettings) -> Contest:
@@ -115,19 +115,20 @@ def prepare(settings: SpeedSettings) -> Contest:
     ours = MaskRCNN(config, CLASSES)
     ours.load_state_dict(theirs.state_dict())
     images = torch.rand(settings.batch, 3, size, size)
-    targets = [_random_target(settings) for _ in range(settings.batch)]
+    targets = [random_target(settings) for _ in range(settings.batch)]
     truths = [_truth(target, size) for target in targets]
     return Contest(theirs, ours.to(memory_format=torch.channels_last), images, truths, targets)
 
 
-def _random_target(settings: SpeedSettings) -> Target:
+def random_target(settings: SpeedSettings, classes: int = CLASSES) -> Target:
+    """Rectangles as objects of random classes."""
     size, count = settings.size_px, settings.objects
     extent = torch.randint(size // 10, size // 2, (count, 2))
     corner = (torch.rand(count, 2) * (size - extent)).long()
     regions = torch.cat([corner, extent], dim=1)
     instances = Instances(
         boxes=torch.cat([corner, corner + extent], dim=1).float(),
-        categories=torch.randint(0, CLASSES, (count,)),
+        categories=torch.randint(0, classes, (count,)),
         supervision=torch.full((count,), int(Supervision.MASK)),
         weights=torch.ones(count),
         masks=Crops(torch.ones(int(extent.prod(1).sum()), dtype=torch.uint8), regions),
@@ -142,29 +143,15 @@ def _truth(target: Target, size: int) -> dict[str, Tensor]:
     return {"boxes": target.instances.boxes, "labels": target.instances.categories + 1, "masks": masks}
 
 
-def _turns(
-    first: Callable[[], None], second: Callable[[], None], settings: SpeedSettings
-) -> tuple[list[float], list[float]]:
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(settings.warmup + settings.repetitions):
-        for side, work in zip(seconds, (first, second), strict=True):
-            start = time.perf_counter()
-            work()
-            if turn >= settings.warmup:
-                side.append(time.perf_counter() - start)
-    return seconds
-
-
-def _report(what: str, settings: SpeedSettings, seconds: tuple[list[float], list[float]]) -> dict[str, Any]:
-    theirs, ours = (median(side) for side in seconds)
+def _report(what: str, settings: SpeedSettings, works: Works) -> dict[str, Any]:
+    spent = in_turns(lambda: works, settings.repetitions, settings.warmup)
     return {
         "what": what,
         "model": "mask_rcnn resnet50",
         "size_px": settings.size_px,
         "batch": settings.batch,
         "threads": torch.get_num_threads(),
-        "torchvision_seconds": theirs,
-        "leanmask_seconds": ours,
-        "ratio": ours / theirs,
-        "turns": {"torchvision_seconds": seconds[0], "leanmask_seconds": seconds[1]},
+        **medians(spent),
+        "ratio": spent["leanmask"].median / spent["torchvision"].median,
+        "turns": {f"{name}_seconds": seconds.wall for name, seconds in spent.items()},
     }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from leanmask.bench.speed_steps import WARM_UP_STEPS, session_on, stepper
+from leanmask.bench.speed_steps import CPU, session_on, stepper
+from leanmask.bench.turns import Seconds, Works, in_turns, medians
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.engine.step import to_device
@@ -32,27 +33,25 @@ def points_speed(rounds: int = 20) -> dict[str, Any]:
         for protocol in ("full", "points-10"):
             split(source, Path(folder) / protocol, protocol)
         for model in ("mask_rcnn", "pointrend", "implicit_pointrend"):
-            seconds = _seconds(Path(folder), model, rounds)
-            found |= {f"{model}_{name}_seconds": statistics.median(values) for name, values in seconds.items()}
-            turns = zip(seconds["points-10"], seconds["full"], strict=True)
+            spent = _spent(Path(folder), model, rounds)
+            found |= {f"{model}_{name}": seconds for name, seconds in medians(spent).items()}
+            turns = zip(spent["points-10"].wall, spent["full"].wall, strict=True)
             found[f"{model}_ratio"] = statistics.median(points / masks for points, masks in turns)
     return found
 
 
-def _seconds(folder: Path, model: str, rounds: int) -> dict[str, list[float]]:
+def _spent(folder: Path, model: str, rounds: int) -> dict[str, Seconds]:
     settings = {"model": {"name": model}, "method": {"name": "supervised"}, "data": {"workers": 0}}
     sessions = {name: session_on(folder / name, settings, folder / "run") for name in ("full", "points-10")}
     batches = {name: session.loader.iterate(0) for name, session in sessions.items()}
     steps = {name: stepper(session) for name, session in sessions.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(WARM_UP_STEPS + rounds):
-        for name, step in steps.items():
-            batch = to_device(next(batches[name]), torch.device("cpu"), channels_last=True)
-            started = time.perf_counter()
-            step(batch)
-            if turn >= WARM_UP_STEPS:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+
+    def own_batches() -> Works:
+        return {
+            name: partial(step, to_device(next(batches[name]), CPU, channels_last=True)) for name, step in steps.items()
+        }
+
+    return in_turns(own_batches, rounds)
 
 
 @torch.inference_mode()

@@ -6,10 +6,8 @@ Both on a network that has learnt for a while: what an untrained one predicts is
 from __future__ import annotations
 
 import dataclasses
-import statistics
+import itertools
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from typing import Any
 import torch
 
 from leanmask.bench.arms import PRESET, SEMI
-from leanmask.bench.speed_steps import WARM_UP_STEPS, session_on, stepper
+from leanmask.bench.speed_steps import CPU, on_batch, session_on, stepper
+from leanmask.bench.turns import in_turns, medians
 from leanmask.config import merge
 from leanmask.data.dataset import EvalDataset
 from leanmask.data.digits import DigitsSpec, write_digits
@@ -37,7 +36,6 @@ from leanmask.run import train
 from leanmask.session import Session
 
 LEARNT_STEPS = 250
-CPU = torch.device("cpu")
 
 
 def semi_speed(rounds: int = 20, learnt_steps: int = LEARNT_STEPS) -> dict[str, Any]:
@@ -57,16 +55,9 @@ def semi_speed(rounds: int = 20, learnt_steps: int = LEARNT_STEPS) -> dict[str, 
         for model in (semi.student, semi.teacher.model):
             model.load_state_dict(sessions["labelled"].student.state_dict())
         trusted = _trust_as_many_as_labelled(semi, to_device(next(batches), CPU, channels_last=True).unlabelled)
-        seconds: dict[str, list[float]] = {arm: [] for arm in steps}
-        for turn in range(WARM_UP_STEPS + rounds):
-            batch = to_device(next(batches), CPU, channels_last=True)
-            for arm, step in steps.items():
-                spent = _seconds(partial(step, batch))
-                if turn >= WARM_UP_STEPS:
-                    seconds[arm].append(spent)
-    medians = {f"{arm}_seconds": statistics.median(values) for arm, values in seconds.items()}
-    ratio = medians["semi_seconds"] / medians["labelled_seconds"]
-    return {**medians, "ratio": ratio, "rounds": rounds, "pseudo_objects": trusted}
+        spent = in_turns(lambda: on_batch(steps, next(batches)), rounds)
+    ratio = spent["semi"].median / spent["labelled"].median
+    return {**medians(spent), "ratio": ratio, "rounds": rounds, "pseudo_objects": trusted}
 
 
 def _trust_as_many_as_labelled(session: Session, views: Views | None) -> float:
@@ -98,32 +89,23 @@ def pseudo_speed(images: int = 1024, rounds: int = 3, learnt_steps: int = LEARNT
         loaded = load(folder / "run")
         dataset = EvalDataset(Photos.find(files, loaded.classes), loaded.config.data)
         batches = list(evaluation_batches(dataset, 8, workers=0))
-        seconds: dict[str, list[float]] = {"network": [], "sparing_network": [], "pseudo": []}
-        for turn in range(rounds + 1):
-            out = folder / f"{turn}.json"
-            works: dict[str, Callable[[], Any]] = {
+        outs = (folder / f"{turn}.json" for turn in itertools.count())
+        spent = in_turns(
+            lambda: {
                 "network": partial(_predict, loaded, batches),
                 "sparing_network": partial(_predict, loaded, batches, sure_of_class(PseudoOptions().class_quality)),
-                "pseudo": partial(pseudo, folder / "run", files, out),
-            }
-            for work, run in works.items():
-                spent = _seconds(run)
-                if turn:
-                    seconds[work].append(spent)
-    medians = {f"{work}_seconds": statistics.median(values) for work, values in seconds.items()}
+                "pseudo": partial(pseudo, folder / "run", files, next(outs)),
+            },
+            rounds,
+            warm_up=1,
+        )
     shares = {
-        "share": medians["network_seconds"] / medians["pseudo_seconds"],
-        "sparing_share": medians["sparing_network_seconds"] / medians["pseudo_seconds"],
+        "share": spent["network"].median / spent["pseudo"].median,
+        "sparing_share": spent["sparing_network"].median / spent["pseudo"].median,
     }
-    return {**medians, **shares, "images": len(files), "rounds": rounds}
+    return {**medians(spent), **shares, "images": len(files), "rounds": rounds}
 
 
 def _predict(loaded: Loaded, batches: list[Views], worth: Worth | None = None) -> None:
     for views in batches:
         predict_views(loaded.model, views, CPU, loaded.config.train.precision, worth)
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from leanmask.bench.turns import Works, in_turns
 from leanmask.masks import Crops
 from leanmask.models.mask_refine import MaskRefineConfig, MaskRefineNet, RoughObjects, crop_regions
 from leanmask.models.matrix_nms import matrix_nms
-
-WARM_UP_ROUNDS = 2
 
 
 def nms_speed(candidates: int = 1000, side: int = 160, rounds: int = 15) -> dict[str, Any]:
@@ -30,11 +25,17 @@ def nms_speed(candidates: int = 1000, side: int = 160, rounds: int = 15) -> dict
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        wall, cpu = _medians(lambda: matrix_nms(masks, categories, scores), rounds)
+        spent = in_turns(lambda: {"nms": lambda: matrix_nms(masks, categories, scores)}, rounds)["nms"]
     finally:
         torch.set_num_threads(threads)
     covered = round(float(masks.float().mean()), 4)
-    return {"candidates": candidates, "side": side, "covered": covered, "seconds": wall, "cpu_seconds": cpu}
+    return {
+        "candidates": candidates,
+        "side": side,
+        "covered": covered,
+        "seconds": spent.median,
+        "cpu_seconds": spent.cpu_median,
+    }
 
 
 @torch.inference_mode()
@@ -46,19 +47,14 @@ def refiner_speed(objects: int = 32, side_px: int = 512, rounds: int = 5) -> dic
     model = MaskRefineNet(MaskRefineConfig(objects_at_once=objects), 80).eval()
     images, rough = torch.rand(1, 3, side_px, side_px), _random_objects(objects, side_px)
     inputs = model.inputs(images, rough, crop_regions(rough, torch.full((objects,), 2.0)))
-    whole: list[float] = []
-    bare: list[float] = []
-    for turn in range(WARM_UP_ROUNDS + rounds):
-        for seconds, work in ((whole, lambda: model.refine(images, rough)), (bare, lambda: model.network(inputs))):
-            spent = _timed(work)[1]
-            if turn >= WARM_UP_ROUNDS:
-                seconds.append(spent)
-    both = statistics.median(whole), statistics.median(bare)
+    works: Works = {"refined": lambda: model.refine(images, rough), "bare": lambda: model.network(inputs)}
+    spent = in_turns(lambda: works, rounds)
+    refined, bare = spent["refined"].cpu_median, spent["bare"].cpu_median
     return {
         "objects": objects,
-        "refined_per_cpu_second": objects / both[0],
-        "bare_per_cpu_second": objects / both[1],
-        "ratio": both[1] / both[0],
+        "refined_per_cpu_second": objects / refined,
+        "bare_per_cpu_second": objects / bare,
+        "ratio": bare / refined,
     }
 
 
@@ -74,14 +70,3 @@ def _random_objects(count: int, side_px: int) -> RoughObjects:
         rough=Crops(torch.ones(int(size.prod(1).sum()), dtype=torch.uint8), torch.cat([corner, size], dim=1)),
         canvas=(side_px, side_px),
     )
-
-
-def _medians(work: Callable[[], Any], rounds: int) -> tuple[float, float]:
-    spent = [_timed(work) for _ in range(WARM_UP_ROUNDS + rounds)][WARM_UP_ROUNDS:]
-    return statistics.median(wall for wall, _ in spent), statistics.median(cpu for _, cpu in spent)
-
-
-def _timed(work: Callable[[], Tensor | Any]) -> tuple[float, float]:
-    started, cpu = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - started, time.process_time() - cpu

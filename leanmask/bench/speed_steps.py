@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from leanmask.bench.arms import PRESET, SPARSE
+from leanmask.bench.turns import WARM_UP_TURNS, Works, in_turns, medians
 from leanmask.config import merge
 from leanmask.data.coco import ImageRecord, ObjectRecord
 from leanmask.data.digits import DigitsSpec, write_digits
@@ -26,7 +28,7 @@ from leanmask.records import Batch, Supervision
 from leanmask.session import Session
 from leanmask.settings import resolve
 
-WARM_UP_STEPS = 3
+CPU = torch.device("cpu")
 
 
 def maskbooster_speed(rounds: int = 20) -> dict[str, Any]:
@@ -35,16 +37,9 @@ def maskbooster_speed(rounds: int = 20) -> dict[str, Any]:
         supervised, boosted = (_session(Path(folder), name) for name in ("ema_aug", "maskbooster"))
         batches = supervised.loader.iterate(0)
         steps = {"supervised": stepper(supervised), "maskbooster": stepper(boosted)}
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for turn in range(WARM_UP_STEPS + rounds):
-            batch = to_device(next(batches), torch.device("cpu"), channels_last=True)
-            for name, step in steps.items():
-                started = time.perf_counter()
-                step(batch)
-                if turn >= WARM_UP_STEPS:
-                    seconds[name].append(time.perf_counter() - started)
-    medians = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
-    return {**medians, "ratio": medians["maskbooster_seconds"] / medians["supervised_seconds"], "rounds": rounds}
+        spent = in_turns(lambda: on_batch(steps, next(batches)), rounds)
+    ratio = spent["maskbooster"].median / spent["supervised"].median
+    return {**medians(spent), "ratio": ratio, "rounds": rounds}
 
 
 def data_share(steps: int = 30) -> dict[str, Any]:
@@ -53,12 +48,12 @@ def data_share(steps: int = 30) -> dict[str, Any]:
         session = _session(Path(folder), "ema_aug", workers=2)
         step, batches = stepper(session), session.loader.iterate(0)
         waited, whole = [], []
-        for turn in range(WARM_UP_STEPS + steps):
+        for turn in range(WARM_UP_TURNS + steps):
             started = time.perf_counter()
             batch = next(batches)
             loaded = time.perf_counter()
-            step(to_device(batch, torch.device("cpu"), channels_last=True))
-            if turn >= WARM_UP_STEPS:
+            step(to_device(batch, CPU, channels_last=True))
+            if turn >= WARM_UP_TURNS:
                 waited.append(loaded - started)
                 whole.append(time.perf_counter() - started)
     return {"share": sum(waited) / sum(whole), "steps": steps, "median_wait_seconds": statistics.median(waited)}
@@ -120,6 +115,12 @@ def session_on(data: Path, settings: dict[str, Any], folder: Path) -> Session:
     for model in (session.student, session.teacher.model):
         model.to(memory_format=torch.channels_last)
     return session
+
+
+def on_batch(steps: Mapping[str, Callable[[Batch], None]], batch: Batch) -> Works:
+    """One update of each on the same batch, which has gone to the device."""
+    there = to_device(batch, CPU, channels_last=True)
+    return {name: partial(step, there) for name, step in steps.items()}
 
 
 def stepper(session: Session) -> Callable[[Batch], None]:

@@ -1,0 +1,49 @@
+"""The measurements of speed: that they run, and on as much as they say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from leanmask.bench.speed_longtail import soft_losses_speed
+from leanmask.bench.speed_model import SpeedSettings
+from leanmask.bench.speed_semi import pseudo_speed, semi_speed
+from leanmask.bench.turns import in_turns, medians
+
+
+def test_work_takes_turns_and_only_the_turns_after_the_warm_up_count() -> None:
+    order: list[str] = []
+    asked: list[int] = []
+
+    def works() -> dict[str, Callable[[], object]]:
+        asked.append(len(order))
+        return {"a": partial(order.append, "a"), "b": partial(time.sleep, 0.01)}
+
+    spent = in_turns(works, rounds=3, warm_up=2)
+    assert order == ["a"] * 5
+    assert asked == [0, 1, 2, 3, 4]
+    assert len(spent["a"].wall) == len(spent["b"].cpu) == 3
+    assert medians(spent)["b_seconds"] >= 0.01 > spent["b"].cpu_median  # asleep, no processor works
+
+
+def test_soft_labels_are_measured_with_both_losses() -> None:
+    found = soft_losses_speed(SpeedSettings(size_px=64, batch=1, objects=2), rounds=1)
+    for loss in ("softmax", "sigmoid"):
+        assert found[f"{loss}_soft_seconds"] > 0
+        assert found[f"{loss}_ratio"] > 0
+
+
+def test_a_step_is_measured_with_as_many_pseudo_objects_as_labels() -> None:
+    found = semi_speed(rounds=1, learnt_steps=1)
+    assert 2 <= found["pseudo_objects"] <= 6
+    assert found["ratio"] == pytest.approx(found["semi_seconds"] / found["labelled_seconds"])
+
+
+def test_pseudo_is_measured_on_all_images() -> None:
+    found = pseudo_speed(images=8, rounds=1, learnt_steps=1)
+    assert found["images"] == 8
+    assert found["share"] == pytest.approx(found["network_seconds"] / found["pseudo_seconds"])
+    assert found["sparing_share"] == pytest.approx(found["sparing_network_seconds"] / found["pseudo_seconds"])
