@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from run_helpers import Outcome
 from safetensors.torch import save_file
@@ -93,6 +95,40 @@ def test_nothing_is_never_found_among_cells(tmp_path: Path, monkeypatch: pytest.
     found = open_index(tmp_path).search(pool[1:601:3], 20, "m")[1]
     assert not (found[found >= 0] % 3 == 0).any()
     assert (found == np.arange(1, 601, 3)[:, None]).any(1).mean() > 0.8  # numbers are still the pool's
+
+
+def test_an_index_of_cells_needs_something_to_learn_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "EXACT_UP_TO", 1000)
+    monkeypatch.setattr(index_module, "cells_for", lambda count: 16)
+    pool = np.zeros((3000, 16), dtype=np.float32)
+    pool[2700:2900] = vectors(200)
+    with pytest.raises(DataError, match="200 of 3000 embeddings are of something"):
+        build_index(chunked(pool), ("m", 3000, 16), tmp_path)
+    pool[2000:2900] = vectors(900)
+    build_index(iter([pool[:1000], pool[1000:]]), ("m", 3000, 16), tmp_path)
+    found = open_index(tmp_path).search(pool[2000:2200], 20, "m")[1]
+    assert (found == np.arange(2000, 2200)[:, None]).any(1).mean() > 0.8
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 5), st.integers(1, 50), st.integers(1, 60), st.integers(0, 2**31), st.booleans()
+)
+@settings(max_examples=40, deadline=None)
+def test_exact_search_in_blocks_is_that_in_one(
+    count: int, queries: int, neighbours: int, at_once: int, seed: int, twins: bool
+) -> None:
+    pool, asked = vectors(count, 4, seed), vectors(queries, 4, seed + 1)
+    if twins:
+        pool[count // 2] = pool[0]
+    wanted = min(neighbours, count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "COMPARED_AT_ONCE", at_once)
+        scores, places = index_module._nearest(pool, asked, wanted)
+    products = asked @ pool.T
+    assert places.shape == (queries, wanted)
+    assert all(len(set(row)) == wanted for row in places.tolist())
+    np.testing.assert_allclose(scores, -np.sort(-products, axis=1)[:, :wanted], atol=1e-5)
+    np.testing.assert_allclose(scores, np.take_along_axis(products, places, 1), atol=1e-5)
 
 
 def test_the_nearest_images_are_those_of_their_nearest_vectors() -> None:

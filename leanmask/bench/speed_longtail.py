@@ -21,7 +21,7 @@ CLASSES, PROPOSALS = 1203, 512
 LOSSES = ("softmax", "sigmoid")
 
 
-def soft_losses_speed(settings: SpeedSettings = SpeedSettings(), rounds: int = 10) -> dict[str, Any]:
+def soft_losses_speed(settings: SpeedSettings = SpeedSettings(), rounds: int = 20) -> dict[str, Any]:
     """Seconds of a supervised step of Cascade Mask R-CNN (tiny, 1,203 classes, 512 proposals per image) whose labels
     are smoothed, as in the teacher of `better_labels`, and of one whose labels are not, in turns; and by classification
     loss the median ratio of the processor times of a turn. Bar: 1.05.

@@ -11,9 +11,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leanmask.records import Target
+from leanmask.models.matching import of_object
+from leanmask.records import Proposals, Target
 
 FREQUENCY_POWER = 0.5  # negatives are drawn in proportion to image count ** 0.5 (EVA-02's and CenterNet2's recipe)
+
+
+def one_hot(classes: Tensor, count: int) -> Tensor:
+    """(N, count) float32, 1 at classes (N,) int64; torch's makes a copy of twice the size on the way."""
+    return torch.zeros(len(classes), count, device=classes.device).scatter_(1, classes[:, None], 1.0)
+
+
+def soft_classes(target: Target, num_classes: int, normalised: bool = True) -> Tensor:
+    """(N, C) what the objects' classes are to be: given probabilities (`normalised` rows are scaled to sum to 1), or 1
+    for the class.
+    """
+    instances = target.instances
+    if instances.class_probabilities is None:
+        return one_hot(instances.categories, num_classes)
+    given = instances.class_probabilities.float()
+    return given / given.sum(1, keepdim=True).clamp(min=1e-6) if normalised else given
+
+
+def class_targets(samples: Proposals, targets: Sequence[Target], num_classes: int, normalised: bool = True) -> Tensor:
+    """What the class logits of samples are to be: (K,) int64 with 0 for background, or (K, C + 1) probabilities where
+    some objects carry soft classes (see `soft_classes`; `normalised`, so that an object in doubt is not background).
+    """
+    positive = samples.object_index >= 0
+    classes = torch.where(positive, samples.categories + 1, 0)
+    if all(target.instances.class_probabilities is None for target in targets):
+        return classes
+    soft = one_hot(classes, num_classes + 1)
+    given = [soft_classes(target, num_classes, normalised) for target in targets]
+    soft[positive, 1:] = of_object(given, samples.image_index[positive], samples.object_index[positive])
+    return soft
 
 
 def looked_for(targets: Sequence[Target], image_index: Tensor, owners: Tensor, num_classes: int) -> Tensor | None:
@@ -70,6 +101,6 @@ def sigmoid_loss(logits: Tensor, targets: Tensor, allowed: Tensor | None = None)
     targets need not sum to 1.
     """
     count = logits.shape[1]
-    wanted = F.one_hot(targets, count).to(logits) if targets.dim() == 1 else targets
+    wanted = one_hot(targets, count) if targets.dim() == 1 else targets
     losses = F.binary_cross_entropy_with_logits(logits[:, 1:], wanted[:, 1:], reduction="none")
     return (losses if allowed is None else losses * allowed).sum(1)

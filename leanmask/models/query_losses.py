@@ -20,6 +20,7 @@ from torch import Tensor
 
 from leanmask.distributed import global_mean
 from leanmask.masks import Crops
+from leanmask.models.class_losses import soft_classes
 from leanmask.models.mask_losses import mask_values_at, read_masks
 from leanmask.models.matching import BACKGROUND, IGNORED, OVERLAP_FRACTION, has_box, of_object
 from leanmask.models.points import Importance, PointTargets, important_points, point_losses, sample_grids
@@ -144,7 +145,7 @@ class QueryLoss:
         in_boxes = _inside(shared, boxes) & boxed[:, None]
         return Evidence(
             known=known,
-            classes=_class_probabilities(target, self.num_classes),
+            classes=soft_classes(target, self.num_classes),
             weights=instances.weights,
             boxes=boxes,
             shared=shared,
@@ -334,14 +335,6 @@ def _is_pointed(target: Target) -> Tensor:
         return torch.zeros_like(instances.has_mask)
     by_points = (instances.supervision == Supervision.POINTS) | (instances.supervision == Supervision.POINT)
     return by_points & (instances.point_labels >= 0).any(1)
-
-
-def _class_probabilities(target: Target, num_classes: int) -> Tensor:
-    instances = target.instances
-    if instances.class_probabilities is None:
-        return F.one_hot(instances.categories, num_classes).float()
-    given = instances.class_probabilities.float()
-    return given / given.sum(1, keepdim=True).clamp(min=1e-6)
 
 
 def _inside(places: Tensor, boxes: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from leanmask.distributed import global_count, global_mean
 from leanmask.masks import Crops
+from leanmask.models.class_losses import soft_classes
 from leanmask.models.mask_losses import annotated_points, has_mask, has_points
 from leanmask.models.matching import IGNORED, has_box, of_object
 from leanmask.models.points import PointTargets, point_losses, sample_grids
@@ -60,20 +61,12 @@ def class_loss(logits: Tensor, assigned: Sequence[CellTargets], targets: Sequenc
     for image, (cells, target) in enumerate(zip(assigned, targets, strict=True)):
         taken = cells.owner >= 0
         owner = cells.owner[taken]
-        wanted[image, taken] = soft_classes(target, logits.shape[2])[owner]
+        wanted[image, taken] = soft_classes(target, logits.shape[2], normalised=False)[owner]
         weights[image, taken] = target.instances.weights[owner]
         weights[image, cells.owner == IGNORED] = 0
     surprise = sigmoid_focal_loss(logits, wanted, FOCAL_ALPHA, FOCAL_GAMMA).sum(2)
     pairs = torch.tensor(float(sum(len(cells.cells) for cells in assigned)), device=logits.device)
     return (surprise * weights).sum() / (global_count(pairs) + 1)
-
-
-def soft_classes(target: Target, num_classes: int) -> Tensor:
-    """(N, C) what the objects' classes are to be."""
-    instances = target.instances
-    if instances.class_probabilities is None:
-        return F.one_hot(instances.categories, num_classes).float()
-    return instances.class_probabilities.float()
 
 
 def dice_loss(positives: Positives, targets: Sequence[Target], canvas: tuple[int, int]) -> Tensor:

