@@ -41,7 +41,7 @@ class Extra:
 
 OPTIONAL = {
     "timm": Extra(("timm",), "more backbones: pip install 'leanmask[backbones]'"),
-    "faiss": Extra(("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"), "retrieve in pools of over a million: pip install 'leanmask[retrieval]'"),
+    "faiss": Extra(("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"), "large pools: pip install 'leanmask[retrieval]'"),
     "open_clip": Extra(("open_clip_torch",), "more judges of categories: pip install 'leanmask[open-clip]'"),
     "wandb": Extra(("wandb",), "train.trackers=[wandb]"),
     "mlflow": Extra(("mlflow",), "train.trackers=[mlflow]"),
