@@ -17,6 +17,7 @@ from typing import Any
 
 from leanmask.bench.commit import commit
 from leanmask.data.files import write_json
+from leanmask.devices import machine
 from leanmask.errors import RunError
 from leanmask.reports.calibration import draw_reliability
 from leanmask.reports.collect import read_run, section
@@ -54,7 +55,7 @@ def main() -> None:
             draw_reliability({row["name"]: row for row in rows}, options.figure)
     except RunError as error:
         sys.exit(str(error))
-    write_json(options.out, [{**row, "commit": commit()} for row in rows], overwrite=True)
+    write_json(options.out, [{**row, "commit": commit(), "machine": machine()} for row in rows], overwrite=True)
     sys.stdout.write(json.dumps({row["name"]: row["ece"] for row in rows}, indent=1) + "\n")
 
 

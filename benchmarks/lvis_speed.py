@@ -11,17 +11,20 @@ import argparse
 import copy
 import json
 import logging
-import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lvis import LVIS, LVISEval, LVISResults
 
+from leanmask.bench.commit import commit
 from leanmask.bench.speed_evaluation import synthetic_results
+from leanmask.bench.turns import Works, in_turns
+from leanmask.devices import machine
 from leanmask.evaluation.lvis import evaluate_lvis
 
 Row = dict[str, Any]
@@ -55,33 +58,42 @@ def reference(truth_file: Path, results: list[Row]) -> float:
     return float(evaluator.results["AP"])
 
 
+def _ours(truth: Row, results: list[Row]) -> float:
+    return evaluate_lvis(truth, results, kinds=("segm",)).metrics["AP"]
+
+
+def _keep(found: dict[str, float], name: str, evaluate: Callable[..., float], *given: Any) -> None:
+    found[name] = evaluate(*given)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/lvis_speed.json"))
     out = parser.parse_args().out
     truth, results = case()
-    ours, theirs = [], []
+    found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         truth_file = Path(folder) / "truth.json"
         truth_file.write_text(json.dumps(truth))
-        for _ in range(ROUNDS):
-            rows = copy.deepcopy(results)
-            start = time.process_time()
-            found = evaluate_lvis(truth, rows, kinds=("segm",)).metrics["AP"]
-            ours.append(time.process_time() - start)
-            rows = copy.deepcopy(results)
-            start = time.process_time()
-            expected = reference(truth_file, rows)
-            theirs.append(time.process_time() - start)
-            assert abs(found - expected) < 1e-6, (found, expected)
-    seconds, reference_seconds = statistics.median(ours), statistics.median(theirs)
+
+        def works() -> Works:
+            return {
+                "ours": partial(_keep, found, "ours", _ours, truth, copy.deepcopy(results)),
+                "lvis": partial(_keep, found, "lvis", reference, truth_file, copy.deepcopy(results)),
+            }
+
+        spent = in_turns(works, ROUNDS, warm_up=0)
+    assert abs(found["ours"] - found["lvis"]) < 1e-6, found
+    ours, theirs = spent["ours"].cpu_median, spent["lvis"].cpu_median
     measured = {
         "images": IMAGES,
         "detections_per_image": DETECTIONS,
         "classes": CLASSES,
-        "ours_cpu_seconds": round(seconds, 3),
-        "lvis_cpu_seconds": round(reference_seconds, 3),
-        "ratio": round(reference_seconds / seconds, 2),
+        "ours_cpu_seconds": round(ours, 3),
+        "lvis_cpu_seconds": round(theirs, 3),
+        "ratio": round(theirs / ours, 2),
+        "commit": commit(),
+        "machine": machine(),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(measured, indent=1) + "\n")

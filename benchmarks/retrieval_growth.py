@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import resource
 import sys
 import tempfile
@@ -24,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from leanmask.bench.commit import commit
+from leanmask.devices import machine
 from leanmask.retrieval.index import CHUNK, FloatArray, build_index, open_index
 
 DIMENSION, QUERIES, NEIGHBOURS = 384, 1000, 64
@@ -69,8 +69,7 @@ def measure(count: int) -> dict[str, Any]:
             process.join()
         row["index_bytes"] = sum(file.stat().st_size for file in folder.iterdir())
     row["memory_over_vectors"] = round(row.pop("search_bytes") / (count * DIMENSION * 4), 3)
-    row["machine"] = f"{platform.machine()}, {os.cpu_count()} CPUs"
-    return row
+    return {**row, "commit": commit(), "machine": machine()}
 
 
 def main() -> None:

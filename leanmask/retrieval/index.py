@@ -162,7 +162,10 @@ def open_index(folder: Path) -> Index:
         faiss = faiss_library()
         return Index(about, faiss.read_index(str(folder / CELLS_FILE), faiss.IO_FLAG_MMAP).search)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise DataError(f"{folder} holds no index that can be read: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"{folder} holds no index that can be read: {reason}; without {ABOUT_FILE} the next search makes it anew"
+        ) from None
 
 
 def _nearest(vectors: FloatArray, queries: FloatArray, neighbours: int) -> tuple[FloatArray, IntArray]:
