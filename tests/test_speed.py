@@ -11,6 +11,7 @@ import pytest
 from leanmask.bench.speed_longtail import soft_losses_speed
 from leanmask.bench.speed_model import SpeedSettings
 from leanmask.bench.speed_semi import pseudo_speed, semi_speed
+from leanmask.bench.speed_solov2 import refiner_speed
 from leanmask.bench.turns import in_turns, medians
 
 
@@ -27,6 +28,13 @@ def test_work_takes_turns_and_only_the_turns_after_the_warm_up_count() -> None:
     assert asked == [0, 1, 2, 3, 4]
     assert len(spent["a"].wall) == len(spent["b"].cpu) == 3
     assert medians(spent)["b_seconds"] >= 0.01 > spent["b"].cpu_median  # asleep, no processor works
+
+
+def test_a_refiner_is_measured_by_size() -> None:
+    found = refiner_speed(side_px=64, rounds=1, objects={"tiny": 2})
+    assert found["tiny_ratio"] == pytest.approx(
+        found["tiny_refined_per_cpu_second"] / found["tiny_bare_per_cpu_second"]
+    )
 
 
 def test_soft_labels_are_measured_with_both_losses() -> None:
