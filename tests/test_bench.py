@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from run_helpers import Outcome
 
 from leanmask.bench import demo as demo_module
@@ -18,6 +20,7 @@ from leanmask.bench import table as table_module
 from leanmask.bench.arms import SEMI, SPARSE, arms_of, in_order
 from leanmask.bench.demo import demo
 from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE, HandwritingSpec
+from leanmask.bench.names import folder_name
 from leanmask.bench.table import BenchOptions, add_row, bench, read_rows, results_path, run_folders
 from leanmask.data.digits import DigitsSpec
 from leanmask.errors import ConfigError, DataError, RunError
@@ -159,6 +162,19 @@ def test_points_noise_and_model_are_part_of_a_row(options: BenchOptions) -> None
     ]
     noise = json.loads(next((options.work / "data").glob("*points-4*noise*/split.json")).read_text())
     assert noise["noisy_points"] * 2 == noise["points"]
+
+
+@example(["digits", "é" * 90], "x")
+@example(["digits", "a" * 300], "b")
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=8), st.text(min_size=1, max_size=9))
+def test_folder_names_fit_a_file_system_and_stay_apart(parts: list[str], more: str) -> None:
+    name = folder_name(parts)
+    assert len(f".{name}.lock".encode()) < 255
+    assert "/" not in name
+    changed = [*parts[:-1], parts[-1] + more]
+    plain = ["-".join(each).replace("=", "_").replace("/", "_") for each in (parts, changed)]
+    assert (folder_name(changed) == name) == (plain[0] == plain[1])
+    assert folder_name(["digits", "data.image_size=256"]) == "digits-data.image_size_256"
 
 
 def test_demo_ends_with_a_report_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from leanmask.bench.arms import USUAL_MODEL, Arm
+from leanmask.bench.names import folder_name
 from leanmask.bench.table import (
     BenchOptions,
     BenchTable,
@@ -27,7 +28,6 @@ from leanmask.bench.table import (
     Row,
     Task,
     add_row,
-    as_name,
     is_row,
     prepare_data,
     read_rows,
@@ -124,7 +124,7 @@ def _row(protocol: str, name: str, trial: Trial, tell: Callable[[int, int, str],
 
 
 def _key(name: str, options: BenchOptions) -> str:
-    return "-".join([name, *unusual(options), *map(as_name, options.overrides)])
+    return folder_name([name, *unusual(options), *options.overrides])
 
 
 def _price(kind: str) -> float:

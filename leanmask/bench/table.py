@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from leanmask.bench.arms import LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, in_order, metrics_of, model_of
 from leanmask.bench.commit import commit
+from leanmask.bench.names import folder_name
 from leanmask.bench.stage_quality import stage_quality
 from leanmask.config import apply_overrides, merge
 from leanmask.data.coco import write_json
@@ -143,7 +144,7 @@ def _task(protocol: str, name: str, arm: Arm, seed: int, options: BenchOptions) 
     own = arm.protocol or protocol
     data = options.data.name if options.data else "digits"
     run = arm.run_of or name
-    key = "-".join([data, *unusual(options), own, run, f"seed{seed}", *map(as_name, options.overrides)])
+    key = folder_name([data, *unusual(options), own, run, f"seed{seed}", *options.overrides])
     return Task(own, name, arm, seed, options, options.work / "runs" / key)
 
 
@@ -155,11 +156,6 @@ def unusual(options: BenchOptions) -> list[str]:
     """Model and split where they are not the usual ones: parts of a run folder's name, so that no two rows share it."""
     model = [options.model] if options.model and options.model != USUAL_MODEL else []
     return model + ([options.split] if options.split != BenchOptions.split else [])
-
-
-def as_name(override: str) -> str:
-    """An override as part of a folder's name."""
-    return override.replace("=", "_").replace("/", "_")
 
 
 def _of_split(overrides: Sequence[str]) -> list[str]:
@@ -197,7 +193,7 @@ def prepare_data(task: Task) -> Path:
             if not (source / "annotations").is_dir():
                 write_digits(source, options.digits or DigitsSpec())
     told = _of_split(options.overrides)
-    out = options.work / "data" / "-".join([source.name, task.protocol, f"seed{task.seed}", *map(as_name, told)])
+    out = options.work / "data" / folder_name([source.name, task.protocol, f"seed{task.seed}", *told])
     with _alone(out):
         if not (out / "data.yaml").is_file():
             split(source, out, task.protocol, seed=task.seed, options=_split_options(told))
