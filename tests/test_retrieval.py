@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,17 @@ def test_a_changed_pool_and_no_index_are_said(tmp_path: Path) -> None:
         build_index(iter([vectors(10)]), ("m", 12, 16), tmp_path)
     with pytest.raises(DataError, match="holds no index"):
         open_index(tmp_path / "none")
+    build_index(iter([vectors(12)]), ("m", 12, 16), tmp_path / "cut")
+    os.truncate(tmp_path / "cut" / "index.f32", 100)
+    with pytest.raises(DataError, match="holds no index that can be read: mmap length"):
+        open_index(tmp_path / "cut")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    (tmp_path / "index.f32").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="cannot write the index .*No space left"):
+        build_index(iter([vectors(12)]), ("m", 12, 16), tmp_path)
 
 
 def test_nothing_is_never_found_among_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ CODE_BYTES = 64  # of a product-quantised vector
 TRAINED_PER_CELL = 40  # vectors per cell that the cells are learned from
 PROBED_SHARE = 0.05  # of the cells are looked into
 PQ_CODES = 256  # values of such a byte, each to be learned from a vector at least
-EXACT_FILE, CELLS_FILE, ABOUT_FILE = "index.npy", "index.faiss", "index.json"
+EXACT_FILE, CELLS_FILE, ABOUT_FILE = "index.f32", "index.faiss", "index.json"
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -106,7 +106,7 @@ def build_index(
     directions = (unit(chunk, centre) for chunk in chunks)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        done = (_write_exact if exact else _write_cells)(directions, count, dimension, out)
+        done = _write_exact(directions, out) if exact else _write_cells(directions, count, dimension, out)
         if done != count:
             raise DataError(f"{done} embeddings came instead of {count}; the pool has changed, start again")
         kept_centre = () if centre is None else tuple(centre.tolist())
@@ -117,15 +117,13 @@ def build_index(
     return found
 
 
-def _write_exact(directions: Iterator[FloatArray], count: int, dimension: int, out: Path) -> int:
-    """The vectors as they are; returns how many came."""
-    stored = np.lib.format.open_memmap(out / EXACT_FILE, mode="w+", dtype=np.float32, shape=(count, dimension))
+def _write_exact(directions: Iterator[FloatArray], out: Path) -> int:
+    """The vectors as they are, raw float32; returns how many came."""
     done = 0
-    for vectors in directions:
-        if done + len(vectors) <= count:
-            stored[done : done + len(vectors)] = vectors
-        done += len(vectors)
-    stored.flush()
+    with (out / EXACT_FILE).open("wb") as file:
+        for vectors in directions:
+            file.write(vectors.tobytes())
+            done += len(vectors)
     return done
 
 
@@ -158,7 +156,8 @@ def open_index(folder: Path) -> Index:
         told = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
         about = About(**{**told, "centre": tuple(told.get("centre", ()))})
         if about.kind == "exact":
-            return Index(about, partial(_nearest, np.load(folder / EXACT_FILE, mmap_mode="c")))
+            shape = (about.vectors, about.dimension)
+            return Index(about, partial(_nearest, np.memmap(folder / EXACT_FILE, np.float32, mode="c", shape=shape)))
         faiss = faiss_library()
         return Index(about, faiss.read_index(str(folder / CELLS_FILE), faiss.IO_FLAG_MMAP).search)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
