@@ -94,7 +94,7 @@ def test_a_changed_pool_and_no_index_are_said(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     (tmp_path / "index.f32").symlink_to("/dev/full")
-    with pytest.raises(RunError, match="cannot write the index .*No space left"):
+    with pytest.raises(RunError, match=r"cannot write the index .*No space left"):
         build_index(iter([vectors(12)]), ("m", 12, 16), tmp_path)
 
 
