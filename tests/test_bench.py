@@ -21,7 +21,7 @@ from leanmask.bench.arms import SEMI, SPARSE, arms_of, in_order
 from leanmask.bench.demo import demo
 from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE, HandwritingSpec
 from leanmask.bench.names import folder_name
-from leanmask.bench.table import BenchOptions, add_row, bench, read_rows, results_path, run_folders
+from leanmask.bench.table import BenchOptions, add_row, bench, is_row, read_rows, results_path, run_folders
 from leanmask.data.digits import DigitsSpec
 from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.reports.tables import render_markdown
@@ -162,6 +162,13 @@ def test_points_noise_and_model_are_part_of_a_row(options: BenchOptions) -> None
     ]
     noise = json.loads(next((options.work / "data").glob("*points-4*noise*/split.json")).read_text())
     assert noise["noisy_points"] * 2 == noise["points"]
+
+
+def test_rows_name_the_backbone_that_was_trained(options: BenchOptions) -> None:
+    other = dataclasses.replace(options, model="mask_rcnn", overrides=(*SHORT, "model.backbone=resnet18"))
+    row = {"arm": "baseline", "seed": 0, "split": options.split, "overrides": list(other.overrides)}
+    assert is_row({**row, "model": "mask_rcnn-resnet18"}, "baseline", 0, other)
+    assert not is_row({**row, "model": "mask_rcnn-tiny"}, "baseline", 0, other)
 
 
 @example(["digits", "é" * 90], "x")

@@ -158,6 +158,11 @@ def unusual(options: BenchOptions) -> list[str]:
     return model + ([options.split] if options.split != BenchOptions.split else [])
 
 
+def _network(options: BenchOptions) -> str:
+    """What rows call the model: its name and its backbone's."""
+    return f"{options.model}-{apply_overrides(PRESET, options.overrides)['model']['backbone']}"
+
+
 def _of_split(overrides: Sequence[str]) -> list[str]:
     """Those of the overrides that are about the split, such as split.point_noise=0.05."""
     return [override for override in overrides if override.startswith(SPLIT_PREFIX)]
@@ -175,7 +180,7 @@ def _split_options(overrides: Sequence[str]) -> SplitOptions:
 def is_row(row: Row, name: str, seed: int, options: BenchOptions) -> bool:
     """Whether a row of a protocol's file is that of an arm and a seed under these options."""
     same = (row["arm"], row["seed"], row.get("overrides", [])) == (name, seed, list(options.overrides))
-    return same and row["model"] == f"{options.model}-tiny"
+    return same and row["model"] == _network(options)
 
 
 def _is_row(row: Row, task: Task) -> bool:
@@ -263,11 +268,9 @@ def _run_and_tell(number: int, task: Task) -> Row:
 
 def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row:
     """Train (or go on with) one row and return it, measured on the reported split."""
-    settings = merge(merge(PRESET, {"model": {"name": task.options.model}}), task.arm.settings)
-    settings = merge(
-        settings, {"train": {"seed": task.seed, "threads": threads}, "data": {"val_split": task.options.split}}
-    )
-    settings = merge(settings, {"evaluation": {"who": [task.arm.who]}})
+    usual = merge(PRESET, {"model": {"name": task.options.model}, "evaluation": {"who": [task.arm.who]}})
+    own = {"train": {"seed": task.seed, "threads": threads}, "data": {"val_split": task.options.split}}
+    settings = merge(merge(usual, task.arm.settings), own)
     with _alone(task.run):  # two rows may share a run
         if (task.run / "config.yaml").is_file():
             summary = resume(task.run, on_progress=on_progress)
@@ -281,7 +284,7 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
     return {
         "protocol": task.protocol,
         "arm": task.name,
-        "model": f"{task.options.model}-tiny",
+        "model": _network(task.options),
         "seed": task.seed,
         "steps": summary.steps,
         "who": task.arm.who,
