@@ -248,7 +248,7 @@ def _search(
     if review is not None:
         shown = [(place, name) for place, name in zip(queries.places, queries.classes, strict=True)]
         crops = [(name, crop_of(_picture(*place[:2]), place[2], options.margin)) for place, name in shown[:200]]
-        write_contact_sheet(Sheet(hits, crops, embedder.name), review, read_upright)
+        write_contact_sheet(Sheet(hits, crops, options.model), review, read_upright)
     per_class = {name: sum(hit.category == name for hit in hits) for name in dict.fromkeys(queries.classes)}
     left_out = (len(order) - len(new), int(same.sum()))
     return RetrieveSummary(
