@@ -285,6 +285,11 @@ labelled ones, show them in 67 to 73, 58 to 66 and 53 to 58 of 100 cases (4, 16 
 ones in 34 (`retrieval_precision.json`). As unlabelled images of `adjusted`, after the same teacher (first seed), the
 803 found ones make AP 37.3 and APr 28.7, 803 random ones 37.0 and 28.6, all 2,000 37.4 and 29.6: where a third of all
 images show the class that is sought, finding more of them brings nothing.
+
+On `facades` (`leanmask split FACADES facades-20 --protocol semi-20`, 59 labelled and 237 unlabelled photographs, from
+scratch, one seed) supervised training, `better_labels` and `adjusted` reach 10.1, 10.1 and 10.0, ECE 10.3, 6.1 and 5.4.
+Windows and facades make that AP in all three; nobody learns the rare classes from so little, so there is nothing to
+teach a student.
 """
 
 
