@@ -101,6 +101,6 @@ def sigmoid_loss(logits: Tensor, targets: Tensor, allowed: Tensor | None = None)
     targets need not sum to 1.
     """
     count = logits.shape[1]
-    wanted = one_hot(targets, count) if targets.dim() == 1 else targets
+    wanted = one_hot(targets, count).to(logits) if targets.dim() == 1 else targets
     losses = F.binary_cross_entropy_with_logits(logits[:, 1:], wanted[:, 1:], reduction="none")
     return (losses if allowed is None else losses * allowed).sum(1)
