@@ -32,10 +32,10 @@ def evaluation_speed(
     cpu_ratio; steadier on a busy machine), and largest_difference between the numbers of masks and of boxes.
     """
     truth, results = synthetic_results(images, detections, classes, seed)
-    numbers: dict[str, list[float]] = {}
+    numbers: dict[str, list[float]] = {"ours": [], "pycocotools": []}  # of all rounds
 
     def evaluate(name: str, work: Callable[[Row, list[Row]], list[float]], rows: tuple[Row, list[Row]]) -> None:
-        numbers[name] = work(*rows)
+        numbers[name] += work(*rows)
 
     def works() -> Works:  # on copies, since pycocotools changes its input
         sides = {"ours": _ours, "pycocotools": _pycocotools}

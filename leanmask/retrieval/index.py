@@ -3,8 +3,7 @@
 Vectors are compared by cosine similarity, about the pool's centre where one is given: the features of many networks all
 point nearly the same way, and then every picture is like every other. The approximate index is faiss's, an optional
 extra (`pip install leanmask[retrieval]`), imported when it is needed. The exact one is a file of vectors and a product
-of matrices, since faiss's own took two to three times as long here (18 s instead of 7 s for 1,000 queries in 10^6
-vectors of 384 numbers). Letters: N vectors of D numbers, Q queries, K neighbours.
+of matrices, which needs no extra. Letters: N vectors of D numbers, Q queries, K neighbours.
 """
 
 from __future__ import annotations
