@@ -6,7 +6,7 @@ import os
 import platform
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torchvision
 from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
 from leanmask.devices import use_cpu
 from leanmask.engine.distributed import start_processes, world_size
-from leanmask.errors import RunError
+from leanmask.errors import ConfigError, RunError, suggest
 from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve
 from leanmask.stages import StagedRun
@@ -30,35 +30,42 @@ def train(
     data: str | Path,
     out: str | Path,
     *,
-    config: str | Path | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Mapping[str, Any] | str | Path | None = None,
     overrides: Sequence[str] = (),
+    until: str | None = None,
     on_progress: OnStep | None = None,
 ) -> TrainSummary:
     """Train on `data` into the new folder `out`.
 
-    Settings come from the defaults, the YAML file `config`, the mapping `settings` and dotted `overrides` such as
-    "train.steps=500", later ones winning; docs/configuration.md lists them. Raises ConfigError, DataError, RunError
-    (the folder exists already) or TrainingStopped, each with a sentence that says what to do.
+    Settings come from the defaults, from `settings`, a mapping or a YAML file, and from dotted `overrides` such as
+    "train.steps=500", later ones winning; docs/configuration.md lists them. until: the last stage to do now of a method
+    that has several. Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with
+    a sentence that says what to do.
     """
-    given = merge(
-        {"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}, load_yaml(Path(config)) if config else {}
-    )
-    given = apply_overrides(merge(given, settings or {}), overrides)
+    told = load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {}
+    given = merge({"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}, dict(told))
+    given = apply_overrides(given, overrides)
     checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
     if start_processes().is_main_process:
         _require_new(Path(out))
-    return _run(checked, Path(out), on_progress)
+    return _run(checked, Path(out), until, on_progress)
 
 
-def resume(run: str | Path, *, on_progress: OnStep | None = None) -> TrainSummary:
-    """Go on with an interrupted run in its folder; on CPU to the same weights, bit for bit, as if uninterrupted."""
-    return _run(load_config(Path(run)), Path(run), on_progress)
+def resume(run: str | Path, *, until: str | None = None, on_progress: OnStep | None = None) -> TrainSummary:
+    """Go on with an interrupted run in its folder; on CPU to the same weights, bit for bit, as if uninterrupted.
+    until: as in `train`.
+    """
+    return _run(load_config(Path(run)), Path(run), until, on_progress)
 
 
-def _run(config: RunConfig, folder: Path, on_progress: OnStep | None) -> TrainSummary:
-    if config.stages():
-        return StagedRun(config, folder, _train_one, on_progress).run()
+def _run(config: RunConfig, folder: Path, until: str | None, on_progress: OnStep | None) -> TrainSummary:
+    stages = [stage.name for stage in config.stages()]
+    if until is not None and until not in stages:
+        name: str = config.method.name  # type: ignore[attr-defined]
+        allowed = suggest(until, stages) if stages else ": it is a single training"
+        raise ConfigError(f"method {name} has no stage '{until}'{allowed}")
+    if stages:
+        return StagedRun(config, folder, _train_one, on_progress).run(until or stages[-1])
     return _train_one(config, folder, on_progress, lambda: None)
 
 

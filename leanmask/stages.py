@@ -62,23 +62,27 @@ class StagedRun:
 
     def __init__(self, config: RunConfig, folder: Path, train_one: TrainOne, on_progress: OnStep | None) -> None:
         self.config, self.folder, self.train_one, self.on_progress = config, folder, train_one, on_progress
-        self.stages = config.stages()
+        self.stages = self.wanted = config.stages()
         self.state = start_processes()
         self.trained: list[TrainSummary] = []
 
-    def run(self) -> TrainSummary:
-        """All stages in order; returns the last training's summary with the steps and seconds of all of them."""
+    def run(self, until: str) -> TrainSummary:
+        """The stages in order up to the one named `until`; returns the last training's summary with the steps and
+        seconds of all of them.
+        """
+        names = [stage.name for stage in self.stages]
+        done = names.index(until) + 1
+        self.wanted = self.stages[:done]
         self._require_something_to_learn()
-        for stage in self.stages:
+        for stage in self.wanted:
             if isinstance(stage, TrainStage):
                 self.trained.append(self._train(stage))
             else:
                 self._work(stage)
-        last = self.trained[-1]
-        if self.state.is_main_process:
-            _copy(last.folder / "best.safetensors", self.folder / "best.safetensors")
+        if self.wanted == self.stages and self.state.is_main_process:
+            _copy(self.trained[-1].folder / "best.safetensors", self.folder / "best.safetensors")
         self.state.wait_for_everyone()
-        return TrainSummary.of_stages(self.folder, self.trained)
+        return TrainSummary.of_stages(self.folder, self.trained, left=names[done:])
 
     def stage_folder(self, name: str) -> Path:
         """`1-labels`, `2-pseudo`, ... in the run's folder."""
@@ -210,12 +214,12 @@ class StagedRun:
 
     def _reporter(self, stage: Stage) -> OnStep:
         """Progress of one stage as progress of the whole run."""
-        lengths = [self._length_of(each)["steps"] for each in self.stages if isinstance(each, TrainStage)]
+        lengths = [self._length_of(each)["steps"] for each in self.wanted if isinstance(each, TrainStage)]
         before = sum(lengths[: len(self.trained)])
 
         def report(step: int, total: int, note: str) -> None:
             if self.on_progress:
-                self.on_progress(before + step, sum(lengths), f"{stage.name}: {note}")
+                self.on_progress(before + step, max(sum(lengths), 1), f"{stage.name}: {note}")
 
         return report
 

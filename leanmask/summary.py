@@ -16,7 +16,7 @@ OnStep = Callable[[int, int, str], None]
 class TrainSummary:
     """What a finished run was. metrics: by network, as evaluated last. best: which network `best.safetensors` holds.
     stages: the trainings of a run of several, in order, in whose steps and seconds all of them are counted.
-    unreadable: image files that could not be read, and whose place another one took.
+    unreadable: image files that could not be read, and whose place another one took. left: stages still to do.
     """
 
     folder: Path
@@ -26,30 +26,30 @@ class TrainSummary:
     best: Mapping[str, Any] | None
     stages: tuple[TrainSummary, ...] = ()
     unreadable: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @classmethod
-    def of_stages(cls, folder: Path, stages: Sequence[TrainSummary]) -> TrainSummary:
+    def of_stages(cls, folder: Path, stages: Sequence[TrainSummary], left: Sequence[str] = ()) -> TrainSummary:
         """A run of several trainings: the last one's result for the work of all."""
+        if not stages:
+            return cls(folder, steps=0, seconds=0.0, metrics={}, best=None, left=tuple(left))
         steps, seconds = sum(each.steps for each in stages), sum(each.seconds for each in stages)
         unreadable = tuple(dict.fromkeys(file for each in stages for file in each.unreadable))
         last = dataclasses.replace(stages[-1], steps=steps, seconds=seconds, unreadable=unreadable)
-        return dataclasses.replace(last, folder=folder, stages=tuple(stages))
-
-    def until(self, stage: str) -> TrainSummary:
-        """What the run was when the training in the folder `N-stage` was finished."""
-        names = [each.folder.name.partition("-")[2] for each in self.stages]
-        return self.of_stages(self.folder, self.stages[: names.index(stage) + 1])
+        return dataclasses.replace(last, folder=folder, stages=tuple(stages), left=tuple(left))
 
     def to_json(self) -> dict[str, Any]:
         known = {who: {k: v for k, v in found.items() if v == v} for who, found in self.metrics.items()}
         best = dict(self.best) if self.best else None
         told = {"run": str(self.folder), "steps": self.steps, "seconds": self.seconds, "metrics": known, "best": best}
-        return told | {"unreadable": list(self.unreadable)}
+        return told | {"unreadable": list(self.unreadable), "left": list(self.left)}
 
     def to_text(self) -> str:
         lines = [f"trained {self.steps} steps in {self.seconds:.0f} s: {self.folder}"]
         lines += [f"  {who}: mask AP {100 * found['AP']:.1f}" for who, found in self.metrics.items()]
-        if self.best:
+        if self.left:
+            lines.append(f"  left to do: {', '.join(self.left)}; go on with: leanmask train --resume {self.folder}")
+        elif self.best:
             lines.append(f"  best.safetensors is the {self.best['who']} of step {self.best['step']}")
         if self.unreadable:
             count, first = len(self.unreadable), ", ".join(self.unreadable[:5])

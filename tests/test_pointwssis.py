@@ -228,6 +228,16 @@ def test_every_arm_of_the_benchmark_runs(digits: Path, tmp_path: Path) -> None:
     assert {"small", "medium", "large"} == measured["rough"]["rough"]["by_size"].keys()
 
 
+def test_a_row_that_is_a_stage_trains_no_further(digits: Path, tmp_path: Path) -> None:
+    short = ("train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2", "evaluation.batch_size=2")
+    options = BenchOptions(
+        data=digits, work=tmp_path / "w", results=tmp_path / "r", overrides=short, arms=("baseline",)
+    )
+    assert [row["steps"] for row in bench("weak-semi-40", options).rows] == [1]
+    (run,) = tmp_path.glob("w/runs/d*")
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == STAGES[:2]
+
+
 def test_the_teacher_is_the_baseline(weak: Path, staged: TrainSummary, tmp_path: Path) -> None:
     strong = merge(SETTINGS, {"data": {"train_split": "strong"}}) | {"method": {"name": "supervised"}}
     run = train(weak, tmp_path / "strong", settings=strong).folder
@@ -235,14 +245,45 @@ def test_the_teacher_is_the_baseline(weak: Path, staged: TrainSummary, tmp_path:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_row_may_be_a_stage_of_another_rows_run(staged: TrainSummary) -> None:
+def test_a_finished_run_says_what_it_was_until_a_stage(staged: TrainSummary) -> None:
     assert [each.folder.name for each in staged.stages] == ["2-teacher", "4-refiner", "7-student", "8-online"]
     *before, student, last = staged.stages
-    found = staged.until("student")
-    assert found.metrics == student.metrics
+    found = resume(staged.folder, until="student")
+    assert found.to_json()["metrics"] == student.to_json()["metrics"]  # without those that are not a number
     assert found.steps == staged.steps - last.steps == sum(each.steps for each in (*before, student))
     assert found.folder == staged.folder
-    assert staged.until("online") == staged
+    assert found.left == ("online",)
+    assert staged.left == ()
+    whole = resume(staged.folder, until="online")
+    assert (whole.steps, whole.left, whole.best) == (staged.steps, (), staged.best)
+
+
+def test_stages_one_by_one_make_the_same_run(weak: Path, staged: TrainSummary, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = train(weak, out, settings=SETTINGS, until="labels")
+    assert (first.steps, first.metrics, first.left[0]) == (0, {}, "teacher")
+    assert "left to do: teacher, rough" in first.to_text()
+    told = []
+    resume(out, until="refined", on_progress=lambda step, total, note: told.append((step, total)))
+    assert told[-1] == (3, 3)  # of what was asked for, not of the whole run
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == STAGES[:6]
+    assert not (out / "best.safetensors").exists()
+    assert resume(out).left == ()
+    found, expected = (load_file(folder / "best.safetensors") for folder in (out, staged.folder))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("pointwssis", r"no stage 'techer'; did you mean 'teacher'\?"),
+        ("supervised", "no stage 'techer': it is a single"),
+    ],
+)
+def test_a_stage_that_is_none(weak: Path, tmp_path: Path, method: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        train(weak, tmp_path / "run", settings=SETTINGS | {"method": {"name": method}}, until="techer")
+    assert not (tmp_path / "run").exists()
 
 
 # Bad input

@@ -272,15 +272,16 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
     own = {"train": {"seed": task.seed, "threads": threads}, "data": {"val_split": task.options.split}}
     settings = merge(merge(usual, task.arm.settings), own)
     with _alone(task.run):  # two rows may share a run
+        until = task.arm.stage
         if (task.run / "config.yaml").is_file():
-            summary = resume(task.run, on_progress=on_progress)
+            summary = resume(task.run, until=until, on_progress=on_progress)
         else:
             data = prepare_data(task)
             told = _of_split(task.options.overrides)
             overrides = [override for override in task.options.overrides if override not in told]
-            summary = train(data, task.run, settings=settings, overrides=overrides, on_progress=on_progress)
-    if task.arm.stage is not None:
-        summary = summary.until(task.arm.stage)
+            summary = train(
+                data, task.run, settings=settings, overrides=overrides, until=until, on_progress=on_progress
+            )
     return {
         "protocol": task.protocol,
         "arm": task.name,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from leanmask.cli.shared import Data, Json, Out, Overrides, app, say
+from leanmask.config import load_yaml, merge
 from leanmask.console import messages, output, print_json, progress
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import ConfigError, suggest
@@ -48,6 +49,9 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this interrupted run.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Of a method of several stages, the last to do now; --resume does the others.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help=f"{_listed(METHODS | STAGED)}. [default: maskbooster]")] = None,
     model: Annotated[str | None, typer.Option(help=f"{_listed(MODELS)}. [default: mask_rcnn]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
@@ -66,14 +70,14 @@ def train(
             report(step, total, note if step else "")
 
         if resume is not None:
-            summary = run_resume(resume, on_progress=on_progress)
+            summary = run_resume(resume, until=until, on_progress=on_progress)
         elif data is None or out is None:
             raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
         else:
             named = [f"{key}={value}" for key, value in _named(method, model, steps) if value is not None]
             sources = {"data": {"unlabelled": [str(path.absolute()) for path in unlabelled]}} if unlabelled else {}
-            told = [*named, *(overrides or ())]
-            summary = run_train(data, out, config=config, settings=sources, overrides=told, on_progress=on_progress)
+            settings, told = merge(load_yaml(config) if config else {}, sources), [*named, *(overrides or ())]
+            summary = run_train(data, out, settings=settings, overrides=told, until=until, on_progress=on_progress)
     say(as_json, summary.to_json(), summary.to_text())
 
 
