@@ -197,6 +197,13 @@ def test_shares_join_in_order_and_resume(colours: tuple[Path, ...], tmp_path: Pa
         embed_pool(part, Eyes(), 2, lambda done, total: None)
     np.testing.assert_array_equal(np.concatenate(list(read_chunks(part, dimension))), expected)
     np.testing.assert_array_equal(read_rows(part, dimension, np.array([5, 0])), expected[[5, 0]])
+    for damage, told in (
+        (lambda: part.file(1).write_bytes(b"1234" * 5), "cut short"),
+        (part.file(1).unlink, "No such"),
+    ):
+        damage()
+        with pytest.raises(RunError, match=rf"cannot read embeddings from .*embeddings-2-of-3.f32: .*{told}"):
+            build_index(read_chunks(part, dimension), ("eyes", part.rows, dimension), tmp_path / "damaged")
     # Killed in the middle of a row: what is whole stays, the rest is made again.
     file = whole.file(0)
     file.write_bytes(file.read_bytes()[: 4 * dimension * 4 + 5])

@@ -108,14 +108,21 @@ def read_chunks(pool: Pool, dimension: int) -> Iterator[FloatArray]:
 
 
 def read_rows(pool: Pool, dimension: int, places: IntArray) -> FloatArray:
-    """(n, D) the rows at `places` (n,); row i is of image i // V."""
+    """(n, D) the rows at `places` (n,); row i is of image i // V. Raises RunError when their file is gone or cut."""
     rows = np.zeros((len(places), dimension), dtype=np.float32)
     images, vectors = np.divmod(places, pool.vectors)
     for rank in range(pool.world):
         own = images % pool.world == rank
-        if own.any():
+        if not own.any():
+            continue
+        try:
             stored = np.memmap(pool.file(rank), dtype=np.float32, mode="r").reshape(-1, pool.vectors, dimension)
             rows[own] = stored[images[own] // pool.world, vectors[own]]
+        except (OSError, ValueError, IndexError) as error:
+            reason = why(error) if isinstance(error, OSError) else "it is cut short"
+            raise RunError(
+                f"cannot read embeddings from {pool.file(rank)}: {reason}; the same command makes what is missing anew"
+            ) from None
     return rows
 
 
