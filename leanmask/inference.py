@@ -26,6 +26,7 @@ from leanmask.evaluation.predictions import predict_results, write_results
 from leanmask.evaluation.validator import Validator, score_results, with_calibration
 from leanmask.models.base import Model
 from leanmask.records import Instances, Views
+from leanmask.reports.folders import STAGES_FILE
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
 from leanmask.settings import RunConfig, resolve
 
@@ -87,9 +88,10 @@ def weights_path(run: Path) -> Path:
         raise RunError(f"{run} does not exist; name a run folder or a .safetensors file")
     path = run / "best.safetensors"
     if not path.is_file():
-        raise CheckpointError(
-            f"{run} has no best.safetensors yet; it is written at the first evaluation of a training run"
-        )
+        when = "at the first evaluation of a training run"
+        if (run / STAGES_FILE).is_file():
+            when = f"when its last stage is done (leanmask train --resume {run}); the stages' folders have their own"
+        raise CheckpointError(f"{run} has no best.safetensors yet; it is written {when}")
     return path
 
 

@@ -46,7 +46,8 @@ class TrainSummary:
 
     def to_text(self) -> str:
         lines = [f"trained {self.steps} steps in {self.seconds:.0f} s: {self.folder}"]
-        lines += [f"  {who}: mask AP {100 * found['AP']:.1f}" for who, found in self.metrics.items()]
+        last = f"{self.stages[-1].folder.name}, " if self.stages else ""
+        lines += [f"  {last}{who}: mask AP {100 * found['AP']:.1f}" for who, found in self.metrics.items()]
         if self.left:
             lines.append(f"  left to do: {', '.join(self.left)}; go on with: leanmask train --resume {self.folder}")
         elif self.best:

@@ -32,7 +32,7 @@ from leanmask.data.layout import locate
 from leanmask.data.splits import split
 from leanmask.data.weak import read_labels, read_published_predictions, read_weak
 from leanmask.engine.trainer import kept_steps
-from leanmask.errors import ConfigError, DataError, RunError
+from leanmask.errors import CheckpointError, ConfigError, DataError, RunError
 from leanmask.evaluation.mask_quality import mask_quality
 from leanmask.inference import evaluate, load
 from leanmask.labels.boxes import boxes_without_mask
@@ -267,7 +267,8 @@ def test_stages_one_by_one_make_the_same_run(weak: Path, staged: TrainSummary, t
     resume(out, until="refined", on_progress=lambda step, total, note: told.append((step, total)))
     assert told[-1] == (3, 3)  # of what was asked for, not of the whole run
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == STAGES[:6]
-    assert not (out / "best.safetensors").exists()
+    with pytest.raises(CheckpointError, match="written when its last stage is done"):
+        load(out)
     assert resume(out).left == ()
     found, expected = (load_file(folder / "best.safetensors") for folder in (out, staged.folder))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
