@@ -79,10 +79,11 @@ class StagedRun:
                 self.trained.append(self._train(stage))
             else:
                 self._work(stage)
+        best = self.folder / "best.safetensors"  # a finished run has it
         if self.wanted == self.stages and self.state.is_main_process:
-            _copy(self.trained[-1].folder / "best.safetensors", self.folder / "best.safetensors")
+            _copy(self.trained[-1].folder / "best.safetensors", best)
         self.state.wait_for_everyone()
-        return TrainSummary.of_stages(self.folder, self.trained, left=names[done:])
+        return TrainSummary.of_stages(self.folder, self.trained, left=() if best.is_file() else names[done:])
 
     def stage_folder(self, name: str) -> Path:
         """`1-labels`, `2-pseudo`, ... in the run's folder."""
