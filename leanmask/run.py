@@ -65,7 +65,7 @@ def _run(config: RunConfig, folder: Path, until: str | None, on_progress: OnStep
         allowed = suggest(until, stages) if stages else ": it is a single training"
         raise ConfigError(f"method {name} has no stage '{until}'{allowed}")
     if stages:
-        return StagedRun(config, folder, _train_one, on_progress).run(until or stages[-1])
+        return StagedRun(config, folder, until or stages[-1], _train_one, on_progress).run()
     return _train_one(config, folder, on_progress, lambda: None)
 
 

@@ -56,23 +56,23 @@ TrainOne = Callable[[RunConfig, Path, OnStep | None, Callable[[], None]], TrainS
 
 
 class StagedRun:
-    """One run of several stages. Its folder holds `config.yaml`, `stages.json`, the stages' folders and, at the end,
-    the last training's `best.safetensors`.
+    """One run of several stages, done up to the one named `until`. Its folder holds `config.yaml`, `stages.json`, the
+    stages' folders and, at the end, the last training's `best.safetensors`.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, train_one: TrainOne, on_progress: OnStep | None) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, until: str, train_one: TrainOne, on_progress: OnStep | None
+    ) -> None:
         self.config, self.folder, self.train_one, self.on_progress = config, folder, train_one, on_progress
-        self.stages = self.wanted = config.stages()
+        self.stages = config.stages()
+        names = [stage.name for stage in self.stages]
+        done = names.index(until) + 1
+        self.wanted, self.left = self.stages[:done], names[done:]
         self.state = start_processes()
         self.trained: list[TrainSummary] = []
 
-    def run(self, until: str) -> TrainSummary:
-        """The stages in order up to the one named `until`; returns the last training's summary with the steps and
-        seconds of all of them.
-        """
-        names = [stage.name for stage in self.stages]
-        done = names.index(until) + 1
-        self.wanted = self.stages[:done]
+    def run(self) -> TrainSummary:
+        """The wanted stages in order; returns the last training's summary with the steps and seconds of all of them."""
         self._require_something_to_learn()
         for stage in self.wanted:
             if isinstance(stage, TrainStage):
@@ -80,10 +80,10 @@ class StagedRun:
             else:
                 self._work(stage)
         best = self.folder / "best.safetensors"  # a finished run has it
-        if self.wanted == self.stages and self.state.is_main_process:
+        if not self.left and self.state.is_main_process:
             _copy(self.trained[-1].folder / "best.safetensors", best)
         self.state.wait_for_everyone()
-        return TrainSummary.of_stages(self.folder, self.trained, left=() if best.is_file() else names[done:])
+        return TrainSummary.of_stages(self.folder, self.trained, left=() if best.is_file() else self.left)
 
     def stage_folder(self, name: str) -> Path:
         """`1-labels`, `2-pseudo`, ... in the run's folder."""
@@ -216,11 +216,11 @@ class StagedRun:
     def _reporter(self, stage: Stage) -> OnStep:
         """Progress of one stage as progress of the whole run."""
         lengths = [self._length_of(each)["steps"] for each in self.wanted if isinstance(each, TrainStage)]
-        before = sum(lengths[: len(self.trained)])
+        before, total_steps = sum(lengths[: len(self.trained)]), max(sum(lengths), 1)  # the first stage trains nothing
 
         def report(step: int, total: int, note: str) -> None:
             if self.on_progress:
-                self.on_progress(before + step, max(sum(lengths), 1), f"{stage.name}: {note}")
+                self.on_progress(before + step, total_steps, f"{stage.name}: {note}")
 
         return report
 
