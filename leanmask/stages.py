@@ -20,7 +20,7 @@ from leanmask.data.layout import locate
 from leanmask.data.unlabelled import unlabelled_sources
 from leanmask.engine.distributed import start_processes
 from leanmask.engine.job import RunInterrupted
-from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError
+from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError, TrainingStopped
 from leanmask.inference import load
 from leanmask.methods import METHODS
 from leanmask.methods.base import (
@@ -68,6 +68,7 @@ class StagedRun:
         names = [stage.name for stage in self.stages]
         done = names.index(until) + 1
         self.wanted, self.left = self.stages[:done], names[done:]
+        self.again = f"leanmask train --resume {folder}" + (f" --until {until}" if self.left else "")
         self.state = start_processes()
         self.trained: list[TrainSummary] = []
 
@@ -126,8 +127,8 @@ class StagedRun:
         folder, report = self.stage_folder(stage.name), self._reporter(stage)
         try:
             return self.train_one(self.settings_of(stage), folder, report, self._write_folder)
-        except RunInterrupted as stopped:  # it is the whole run that the user goes on with
-            raise RunInterrupted(str(stopped).replace(str(folder), str(self.folder))) from None
+        except (RunInterrupted, TrainingStopped) as stopped:  # it is the whole run that the user goes on with
+            raise type(stopped)(str(stopped).replace(f"leanmask train --resume {folder}", self.again)) from None
 
     def _work(self, stage: Stage) -> None:
         """A stage that is no training; what it writes last says that it is done."""
@@ -145,7 +146,7 @@ class StagedRun:
         try:
             self._do(stage, work)
         except KeyboardInterrupt:
-            raise RunInterrupted(f"stopped; go on with: leanmask train --resume {self.folder}") from None
+            raise RunInterrupted(f"stopped; go on with: {self.again}") from None
 
     def _do(self, stage: Stage, work: Work) -> None:
         folder = self.stage_folder

@@ -22,7 +22,7 @@ from leanmask.data.splits import split
 from leanmask.data.views.augment import fitted_frame
 from leanmask.data.views.targets import place
 from leanmask.engine.job import RunInterrupted
-from leanmask.errors import ConfigError, DataError
+from leanmask.errors import ConfigError, DataError, TrainingStopped
 from leanmask.inference import evaluate, load
 from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.page import write_report
@@ -162,13 +162,22 @@ def test_the_command_line_says_which_stage(leanmask: Callable, pointed: Path, tm
     assert again.code == 0, again.err
 
 
-def test_an_interrupted_stage_says_how_to_go_on_with_the_whole_run(pointed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("until", "again"), [(None, ""), ("pseudo", " --until pseudo")])
+def test_an_interrupted_stage_says_how_to_go_on_with_the_whole_run(
+    pointed: Path, tmp_path: Path, until: str | None, again: str
+) -> None:
     def interrupt(step: int, total: int, note: str) -> None:
         if step == 1 and "loss" in note:
             os.kill(os.getpid(), signal.SIGINT)
 
     settings = merge(SETTINGS, {"train": {"steps": 4}})
     with pytest.raises(RunInterrupted) as stopped:
-        train(pointed, tmp_path / "run", settings=settings, on_progress=interrupt)
-    assert f"--resume {tmp_path / 'run'}" in str(stopped.value)
-    assert "1-labels" not in str(stopped.value)
+        train(pointed, tmp_path / "run", settings=settings, until=until, on_progress=interrupt)
+    assert str(stopped.value).endswith(f"leanmask train --resume {tmp_path / 'run'}{again}")
+
+
+def test_a_stage_that_ends_itself_says_how_to_go_on_with_the_whole_run(pointed: Path, tmp_path: Path) -> None:
+    settings = merge(SETTINGS, {"train": {"steps": 4, "max_bad_steps": 1}, "optim": {"lr": 1e30, "warmup_steps": 0}})
+    with pytest.raises(TrainingStopped, match="not finite") as stopped:
+        train(pointed, tmp_path / "run", settings=settings)
+    assert str(stopped.value).endswith(f"leanmask train --resume {tmp_path / 'run'}")
