@@ -95,7 +95,7 @@ class StagedRun:
         """What a training stage is trained with. Raises ConfigError."""
         settings, own = self.config.model_dump(mode="json"), dict(stage.settings)
         settings["method"] = {}
-        if "model" in own:
+        if "name" in own.get("model", {}):  # another model than the run's
             own["model"] = {"backbone": settings["model"].get("backbone", "tiny"), **own["model"]}
             settings["model"] = {}
         data = self.config.data.path if stage.data is None else str(self.stage_folder(stage.data).absolute())

@@ -37,6 +37,7 @@ from leanmask.evaluation.mask_quality import mask_quality
 from leanmask.inference import evaluate, load
 from leanmask.labels.boxes import boxes_without_mask
 from leanmask.labels.points import holds_point, never_empty, published_choice, twins
+from leanmask.methods.base import TrainStage
 from leanmask.pseudo import points
 from leanmask.pseudo.masks import plain_rle
 from leanmask.pseudo.points import PointOptions, pseudo_points
@@ -44,6 +45,7 @@ from leanmask.pseudo.refine import RefineOptions, refine, with_refined
 from leanmask.pseudo.strong_weak import Work, point_masks, refined_masks, with_complete_points, write_rough
 from leanmask.run import resume, train
 from leanmask.settings import resolve
+from leanmask.stages import StagedRun
 from leanmask.summary import TrainSummary
 
 SMALL = {"tower_channels": 16, "tower_convs": 1, "kernel_channels": 16, "mask_channels": 16, "fpn_channels": 32}
@@ -139,6 +141,19 @@ def test_the_refiner_never_sees_a_weak_image(staged: TrainSummary) -> None:
     splits = locate(folder / "3-rough")
     assert splits["train"].truth is None
     assert splits["held"].truth is None
+
+
+@pytest.mark.parametrize("point_at", ["centre", "random"])
+def test_every_network_but_the_refiner_knows_where_points_are(staged: TrainSummary, point_at: str) -> None:
+    config = resolve(merge(SETTINGS, {"method": {"point_at": point_at}, "data": {"path": str(staged.folder)}}))
+    run = StagedRun(config, staged.folder, "online", lambda *_: staged, None)
+    told = {each.name: run.settings_of(each) for each in run.stages if isinstance(each, TrainStage)}
+    assert list(told) == ["teacher", "refiner", "student", "online"]
+    for name, given_settings in told.items():
+        model = given_settings.model_dump()["model"]
+        assert model.get("point_at") == (None if name == "refiner" else point_at)
+        assert model["backbone"] == MODEL.get("backbone", "tiny")
+        assert name == "refiner" or {key: model[key] for key in MODEL} == MODEL
 
 
 def test_students_start_and_learn_from_what_they_should(staged: TrainSummary, weak: Path) -> None:

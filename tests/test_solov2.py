@@ -370,6 +370,59 @@ def test_the_given_class_decides_not_the_likeliest() -> None:
     assert model.best_cells(said, proposals, CANVAS)[0].item() == cells[1]
 
 
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_points_anywhere_ask_every_likely_cell(seed: int) -> None:
+    """Against a loop over all cells: the point's own count anyway, the others if their mask holds it."""
+    model = tiny(point_at="random", candidates=10_000)
+    draw = torch.Generator().manual_seed(seed)
+    points, categories = torch.rand(4, 2, generator=draw) * torch.tensor([96.0, 64.0]), torch.tensor([0, 2, 2, 4])
+    said = Said(
+        classes=torch.randn(1, model.layout.count, CLASSES, generator=draw),
+        kernels=(torch.randn(model.layout.count, 5, generator=draw),),
+        features=(torch.randn(5, 16, 24, generator=draw),),
+        stride=4,
+    )
+    found, masks = model.best_cells(said, asked_at(points, categories), CANVAS)
+    own = model.layout.cells_at(points, CANVAS)
+    every = torch.einsum("te,ehw->thw", said.kernels[0], said.features[0])
+    inside = every.sigmoid() * (every > 0)
+    maskness = inside.sum((1, 2)) / (every > 0).sum((1, 2)).clamp(min=1)
+    for number, ((x, y), category) in enumerate(zip(points.tolist(), categories.tolist(), strict=True)):
+        score = said.classes[0, :, category].sigmoid() * maskness
+        held = every[:, int(y) // 4, int(x) // 4] > 0
+        held[own[number]] = True
+        assert found[number] == (score * held).argmax()
+        assert torch.allclose(masks[number], every[found[number]], atol=1e-5)
+
+
+def test_a_click_on_the_rim_gets_the_mask_of_the_cell_that_knows_the_object() -> None:
+    published, anywhere = tiny(), tiny(point_at="random", candidates=5)
+    said, asked = said_by(published, [0.5] * 5)
+    centre = published.layout.cells_at(torch.tensor([[80.0, 50.0]]), CANVAS)[0, 0]
+    said.classes[:] = -6.0
+    said.classes[0, centre, 2] = 3.0  # far from the point, but its mask, that of the first level, is where the point is
+    said.features[0][0, 4:8, 4:8] = 3.0
+    near = published.layout.cells_at(asked.points, CANVAS)[0].tolist()
+    assert published.best_cells(said, asked, CANVAS)[0].item() in near
+    assert anywhere.best_cells(said, asked, CANVAS)[0].item() == centre
+    off = dataclasses.replace(asked, points=torch.tensor([[60.0, 10.0]]))
+    near = published.layout.cells_at(off.points, CANVAS)[0].tolist()
+    assert anywhere.best_cells(said, off, CANVAS)[0].item() in near  # that mask is not this object's
+    boxed = dataclasses.replace(asked, boxes=torch.tensor([[16.0, 16.0, 32.0, 32.0]]))
+    assert torch.equal(*(each.best_cells(said, boxed, CANVAS)[0] for each in (published, anywhere)))
+
+
+def asked_at(points: Tensor, categories: Tensor) -> Proposals:
+    return Proposals(
+        image_index=torch.zeros(len(points), dtype=torch.int64),
+        boxes=torch.full((len(points), 4), torch.nan),
+        object_index=torch.arange(len(points)),
+        categories=categories,
+        points=points,
+    )
+
+
 def test_no_score_is_too_low_for_a_point() -> None:
     model = tiny().eval()
     with torch.no_grad():

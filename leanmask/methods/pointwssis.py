@@ -39,7 +39,9 @@ class PointWSSISConfig(EmaConfig):
         "one", description="one mask per point, or the published NMS, after which some points have none"
     )
     point_at: Literal["centre", "random"] = Field(
-        "centre", description="where the points of strong images, which the refiner learns with, are; as in weak images"
+        "centre",
+        description="where the points of weak images are: at mass centres, or anywhere on the objects; those of strong "
+        "images, which the refiner learns with, are put there too, and networks are asked accordingly (model.point_at)",
     )
     rough_fractions: tuple[float, ...] = Field(
         (0.2, 0.4),
@@ -87,7 +89,10 @@ class PointWSSIS(StagedMethod):
         return tuple(stages)
 
     def _supervised(self) -> dict[str, Any]:
-        return {"method": {"name": "supervised", **self._ema()}}
+        return {"method": {"name": "supervised", **self._ema()}, **self._asked()}
+
+    def _asked(self) -> dict[str, Any]:
+        return {"model": {"point_at": "random"}} if self.config.point_at == "random" else {}
 
     def _ema(self) -> dict[str, Any]:
         return {key: getattr(self.config, key) for key in EmaConfig.model_fields}
@@ -111,7 +116,7 @@ class PointWSSIS(StagedMethod):
         given = self.config
         return TrainStage(
             "online",
-            {"method": {**method, "ema_warmup_steps": 1}, "data": {"train_split": "online"}},
+            {"method": {**method, "ema_warmup_steps": 1}, "data": {"train_split": "online"}, **self._asked()},
             data="labels",
             student="student",
             steps_fraction=given.online_steps_fraction,

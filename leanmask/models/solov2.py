@@ -119,6 +119,11 @@ class SOLOv2Config(Frozen):
     points_kept: float = Field(
         1.0, gt=0, le=1, description="share of an object's classified points that each step draws to learn from"
     )
+    point_at: Literal["centre", "random"] = Field(
+        "centre",
+        description="where an object's point is: at its mass centre, whose cells are asked for its mask (published), "
+        "or anywhere on it, so that likely cells elsewhere are asked too and take it if their mask holds the point",
+    )
     teaching_cells: int | None = Field(
         None, ge=1, description="side of the grid over an object on which pseudo-masks are taught; null = 28, tiny 14"
     )
@@ -295,7 +300,8 @@ class SOLOv2(Model):
         The best has the highest maskness (mean probability inside the mask) times probability of the proposal's class,
         whatever the cell's other classes (PointWSSIS, adaptive pyramid-level selection); with a known box, also times
         the IoU of the mask's extent with it. A box that nobody drew takes no part: where a student saw the object must
-        not decide what its teacher sees. No score is too low.
+        not decide what its teacher sees. No score is too low. Points that may be anywhere (`point_at`): see
+        `_ask_elsewhere`.
         """
         height, width = said.features[0].shape[-2:]
         boxes = proposals.known_boxes
@@ -304,7 +310,8 @@ class SOLOv2(Model):
             places = torch.where(proposals.points.isfinite(), proposals.points, places)
         cells = self.layout.cells_at(places.nan_to_num(), canvas)
         best = torch.zeros_like(proposals.image_index)
-        masks = said.classes.new_zeros(len(best), height, width, dtype=torch.float32)
+        worth = said.classes.new_zeros(len(best), dtype=torch.float32)
+        masks = worth.new_zeros(len(best), height, width)
         for image in proposals.image_index.unique().tolist():
             for rows in (proposals.image_index == image).nonzero()[:, 0].split(ASKED_AT_ONCE):
                 candidates = said.masks(image, cells[rows].flatten()).unflatten(0, cells[rows].shape)
@@ -314,10 +321,37 @@ class SOLOv2(Model):
                     * (mean_inside(candidates.sigmoid()) + 1e-6)
                     * _extent_iou(candidates, boxes[rows], said.stride)
                 )
-                level = score.argmax(1)
+                worth[rows], level = score.max(1)
                 best[rows] = cells[rows, level]
                 masks[rows] = candidates[torch.arange(len(rows), device=rows.device), level]
+            if self.config.point_at == "random":
+                alone = (proposals.image_index == image) & boxes.isnan().any(1) & places.isfinite().all(1)
+                rows = alone.nonzero()[:, 0]
+                if not len(rows):
+                    continue
+                found = self._ask_elsewhere(said, image, places[rows], proposals.categories[rows])
+                better = found[2] > worth[rows]
+                best[rows[better]], masks[rows[better]] = found[0][better], found[1][better]
         return best, masks
+
+    def _ask_elsewhere(
+        self, said: Said, image: int, points: Tensor, categories: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For points (n, 2) anywhere on objects of `categories` (n,): of the image's `candidates` cells that are
+        likeliest to be of these classes the best (n,), its mask logits (n, h, w) and its score (n,).
+
+        Cells learn masks around objects' centres alone, so it is the centre's cell that knows the mask of an object
+        with a click on its rim. Which one that is, its mask tells: it holds the point (above 0.5), or the score is 0.
+        """
+        likely = said.classes[image].sigmoid().float()
+        count = min(len(likely), self.config.candidates)
+        pool = likely[:, categories.unique()].amax(1, keepdim=True).topk(count, dim=0).indices[:, 0]
+        logits = said.masks(image, pool)
+        masks = logits.sigmoid()
+        x, y = (points / said.stride).long().unbind(1)
+        holds = masks[:, y.clamp(0, masks.shape[1] - 1), x.clamp(0, masks.shape[2] - 1)] > 0.5
+        score, index = (likely[pool][:, categories] * mean_inside(masks)[:, None] * holds).max(0)
+        return pool[index], logits[index], score
 
     def mask_loss(self, predictions: MaskPredictions, masks: Tensor, weights: Tensor) -> Tensor:
         """Dice loss with the model's own weight. See `Model.mask_loss`."""
