@@ -200,7 +200,7 @@ class MaskRefineNet(Model):
                 continue
             inputs = self.inputs(images, objects[rows], regions[rows])
             values = self.network(inputs).softmax(1)[:, 1]
-            empty = (values <= 0.5).all(2).all(1)[:, None, None]
+            empty = values.amax((1, 2), keepdim=True) <= 0.5
             found.append(torch.where(empty, inputs[0][:, -1].float(), values))
         return Grids(torch.cat(found), regions)
 
