@@ -546,7 +546,23 @@ def test_mistakes_in_asking_for_points(
     wrong = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, "--rule", "publishd")
     assert wrong.code == 2
     assert "did you mean 'published'" in wrong.err
+    wrong = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, "--point-at", "center")
+    assert wrong.code == 2
+    assert "did you mean 'centre'" in wrong.err
     assert not out.exists()
+
+
+def test_one_may_say_where_points_are_to_a_network_that_was_not_told(
+    leanmask: Callable[..., Any], staged: TrainSummary, weak: Path, tmp_path: Path
+) -> None:
+    teacher, found = staged.folder / "2-teacher", {}
+    for name, flags in {"untold": (), "centre": ("--point-at", "centre"), "random": ("--point-at", "random")}.items():
+        out = tmp_path / f"{name}.json"
+        done = leanmask("pseudo", teacher, "--points", weak_file(weak), "--out", out, *flags)
+        assert done.code == 0, done.err
+        found[name] = read(out)["annotations"]
+    assert found["centre"] == found["untold"]
+    assert found["random"] != found["untold"]
 
 
 def test_unfinished_masks_for_points_go_on(staged: TrainSummary, weak: Path, tmp_path: Path) -> None:
@@ -559,6 +575,8 @@ def test_unfinished_masks_for_points_go_on(staged: TrainSummary, weak: Path, tmp
         pseudo_points(teacher, weak_file(weak), out, on_progress=kill)
     with pytest.raises(RunError, match="other rule"):
         pseudo_points(teacher, weak_file(weak), out, PointOptions(rule="published"))
+    with pytest.raises(RunError, match="other point_at"):
+        pseudo_points(teacher, weak_file(weak), out, PointOptions(point_at="random"))
     seen: list[int] = []
     pseudo_points(teacher, weak_file(weak), out, on_progress=lambda done, _: seen.append(done))
     assert seen[0] > 4

@@ -21,7 +21,7 @@ from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.pseudo.images import PseudoOptions, PseudoSummary
 from leanmask.pseudo.images import pseudo as write_pseudo
-from leanmask.pseudo.points import RULES, PointOptions, PointSummary
+from leanmask.pseudo.points import POINTS_AT, RULES, PointOptions, PointSummary
 from leanmask.pseudo.points import pseudo_points as write_pseudo_points
 from leanmask.pseudo.refine import RefineOptions
 from leanmask.pseudo.refine import refine as run_refine
@@ -155,6 +155,10 @@ def pseudo(
     ] = False,
     refiner: Annotated[Path | None, typer.Option(help="With --points: improve them by this run's refiner.")] = None,
     rule: Annotated[str, typer.Option(help="With --points: 'one' mask per point, or the 'published' NMS.")] = "one",
+    point_at: Annotated[
+        str | None,
+        typer.Option(help="With --points: 'centre', or 'random' for points anywhere on objects. [as the run was told]"),
+    ] = None,
     class_quality: Annotated[float, typer.Option(min=0, max=1, help="Least probability of the class.")] = 0.5,
     mask_quality: Annotated[float, typer.Option(min=0, max=1, help="Least mean probability inside the mask.")] = 0.8,
     polygons: Annotated[bool, typer.Option("--polygons", help="Masks as polygons instead of RLE.")] = False,
@@ -171,7 +175,7 @@ def pseudo(
         raise ConfigError("--review shows objects that a network found; those of --points are a person's own")
     with progress("labelling", as_json) as on_progress:
         if points is not None:
-            told = _point_options(images, rule, refined, refiner)
+            told = _point_options(images, rule, point_at, refined, refiner)
             summary = write_pseudo_points(run, points, out, told, on_progress=on_progress)
         else:
             options = PseudoOptions(class_quality=class_quality, mask_quality=mask_quality, polygons=polygons)
@@ -182,13 +186,17 @@ def pseudo(
     say(as_json, summary.to_json(), text)
 
 
-def _point_options(images: list[Path] | None, rule: str, refined: bool, refiner: Path | None) -> PointOptions:
+def _point_options(
+    images: list[Path] | None, rule: str, point_at: str | None, refined: bool, refiner: Path | None
+) -> PointOptions:
     if rule not in RULES:
         raise ConfigError(f"--rule {rule}{suggest(rule, RULES)}")
+    if point_at is not None and point_at not in POINTS_AT:
+        raise ConfigError(f"--point-at {point_at}{suggest(point_at, POINTS_AT)}")
     if images and len(images) > 1:
         raise ConfigError("with --points name at most one folder, that of the file's images")
     folder = images[0] if images else None
-    return PointOptions(rule=rule, images=folder, refined=refined, refiner=refiner)  # type: ignore[arg-type]
+    return PointOptions(rule=rule, images=folder, refined=refined, refiner=refiner, point_at=point_at)  # type: ignore[arg-type]
 
 
 @app.command(epilog="Example: leanmask refine masks.json --refiner runs/a --out refined.json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from leanmask.errors import ConfigError
 from leanmask.records import Instances, MaskPredictions, Proposals, Target
 
 Content = Sequence[tuple[float, float, float, float]]  # of each canvas: xyxy part that the image covers
+PointAt = Literal["centre", "random"]
 Worth = Callable[[Instances], Tensor]  # (N,) bool of the detections of one image: which of them are wanted
 
 
@@ -26,6 +27,7 @@ class Model(nn.Module, ABC):
 
     Config: ClassVar[type[Frozen]]
     takes_points: ClassVar[bool] = False  # whether `predict_masks` finds objects by `Proposals.points`
+    point_at: PointAt = "centre"  # where on their objects these are: at mass centres, or anywhere ("random")
     needs_rough: ClassVar[bool] = False  # whether it improves rough masks, which its data must have then
     num_classes: int
     weights_note: str = "initialised from scratch"  # what was loaded and what was left out, for the user

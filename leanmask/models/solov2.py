@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.models.backbone import BackboneName, BackboneSpec, NormName, build_backbone, normalise
-from leanmask.models.base import Content, Model, Worth, finite_zero, only_worth
+from leanmask.models.base import Content, Model, PointAt, Worth, finite_zero, only_worth
 from leanmask.models.canvas_masks import Limit, cell_extents, mean_inside, over_boxes, tight_crops
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import of_object
@@ -119,7 +119,7 @@ class SOLOv2Config(Frozen):
     points_kept: float = Field(
         1.0, gt=0, le=1, description="share of an object's classified points that each step draws to learn from"
     )
-    point_at: Literal["centre", "random"] = Field(
+    point_at: PointAt = Field(
         "centre",
         description="where an object's point is: at its mass centre, whose cells are asked for its mask (published), "
         "or anywhere on it, so that likely cells elsewhere are asked too and take it if their mask holds the point",
@@ -189,7 +189,7 @@ class SOLOv2(Model):
         """
         super().__init__()
         self.config, self.num_classes, self.preset = config, num_classes, config.preset()
-        self.layout = config.cells()
+        self.layout, self.point_at = config.cells(), config.point_at
         self.backbone = build_backbone(config.backbone_spec())
         self.cells = CellBranch(self.preset, self.layout.grids, num_classes)
         self.mask_branch = MaskBranch(self.preset)
@@ -324,7 +324,7 @@ class SOLOv2(Model):
                 worth[rows], level = score.max(1)
                 best[rows] = cells[rows, level]
                 masks[rows] = candidates[torch.arange(len(rows), device=rows.device), level]
-            if self.config.point_at == "random":
+            if self.point_at == "random":
                 alone = (proposals.image_index == image) & boxes.isnan().any(1) & places.isfinite().all(1)
                 rows = alone.nonzero()[:, 0]
                 if not len(rows):

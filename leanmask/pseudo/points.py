@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -23,12 +23,13 @@ from leanmask.errors import ConfigError, RunError
 from leanmask.inference import Loaded, load, weights_path
 from leanmask.labels.points import holds_point, published_choice, twins
 from leanmask.masks import encode_crop
+from leanmask.models.base import PointAt
 from leanmask.pseudo.masks import OnProgress, PseudoJob, Rows, make_pseudo_masks, plain_rle, read_rows
 from leanmask.pseudo.refine import RefineOptions, find_refiner, load_refiner, refine
 from leanmask.pseudo.shares import file_state, remove_parts, require_same_work
 
 Row = dict[str, Any]
-RULES = ("one", "published")
+RULES, POINTS_AT = ("one", "published"), get_args(PointAt)
 WEAK_FILE, ROUGH_FILE = "weak.json", "masks.json"  # in the folders of unfinished work
 
 
@@ -36,7 +37,7 @@ WEAK_FILE, ROUGH_FILE = "weak.json", "masks.json"  # in the folders of unfinishe
 class PointOptions:
     """rule: "one" mask per point, or "published" (NMS). complete: every object of these images has a point, so that
     with masks for all of them nothing else is there. images: their folder, None = found. refined: improve the masks by
-    the refiner of the run, or by `refiner`, another run.
+    the refiner of the run, or by `refiner`, another run. point_at: where points are, None = as the network was told.
     """
 
     rule: Literal["one", "published"] = "one"
@@ -44,6 +45,7 @@ class PointOptions:
     images: Path | None = None
     refined: bool = False
     refiner: Path | None = None
+    point_at: PointAt | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,12 @@ def pseudo_points(
 
 def _told(run: Path, points: Path, options: PointOptions) -> Row:
     """What masks for points depend on."""
-    return {"weights": file_state(weights_path(run)), "points": file_state(points), "rule": options.rule}
+    return {
+        "weights": file_state(weights_path(run)),
+        "points": file_state(points),
+        "rule": options.rule,
+        "point_at": options.point_at,
+    }
 
 
 def parts_folder(out: Path) -> Path:
@@ -123,6 +130,8 @@ def _masks_for_points(
     state = start_processes()
     loaded = load(run, device=str(state.device))
     require_points(loaded, run)
+    if options.point_at is not None:
+        loaded.model.point_at = options.point_at
     files = locate_images(points, options.images)
     content = read_weak(points, loaded.classes)
     folder = parts_folder(out)
