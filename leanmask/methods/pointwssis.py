@@ -9,7 +9,8 @@ NMS that may take a point's mask away, is `rule="published"`. Strong and pseudo-
 
 Where this differs from the authors' code: the refiner is chosen on strong images that are held back from its training
 (theirs consumes 1,000 weak images' true masks), its rough masks are asked for at points as on weak images, and it sees
-a class in the same channel in training and in use. `online` is not in the paper.
+a class in the same channel in training and in use. `online` is not in the paper, nor are points off the centre
+(`point_at`), for which cells elsewhere are asked too.
 """
 
 from __future__ import annotations
