@@ -265,9 +265,9 @@ objects, 0.80 and 0.85 of the largest. On 2 and 10 % of the images (first seed) 
 (with rough masks 39.2 and 41.4); refined masks overlap the truth by 0.77 and 0.81, rough ones by 0.72 and 0.75.
 Refinement helps everywhere, but most with many masks to learn it from (1.7, 2.4 and 3.1 points at 2, 5 and 10 %;
 published: most with the fewest). The fewer masks there are, the more the points are worth: with 20 labelled images they
-are nearly everything. Pasting is worth 7 to the strong images alone (24.4 and 31.5, first seed). Going on online, where
-the network learns from points and its own masks instead of refined ones, is not worth it: 40.7, and about two points
-less in each of the five runs.
+are nearly everything. Pasting is worth 9 to the strong images alone (23.4 and 32.3). Going on online, where the network
+learns from points and its own masks instead of refined ones, is not worth it: 40.7, and about two points less in each
+of the five runs.
 
 Where the points are, weak-semi-5, first seed: with a tenth of them beside their objects (`split.point_displaced=0.1`)
 41.4, pseudo-masks overlap the truth by 0.70, refined ones by 0.76. At random pixels of the objects
