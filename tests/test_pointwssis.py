@@ -549,6 +549,9 @@ def test_mistakes_in_asking_for_points(
     wrong = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, "--point-at", "center")
     assert wrong.code == 2
     assert "did you mean 'centre'" in wrong.err
+    assert leanmask("pseudo", staged.folder, weak, "--out", out, "--point-at", "random").code == 2
+    with pytest.raises(ConfigError, match=r"rule is 'publishd'; did you mean 'published'\?"):
+        PointOptions(rule="publishd")  # type: ignore[arg-type]
     assert not out.exists()
 
 

@@ -287,6 +287,16 @@ def test_points_are_read_off_the_mask() -> None:
 # Points and prompts
 
 
+def asked_at(points: Tensor, categories: Tensor) -> Proposals:
+    return Proposals(
+        image_index=torch.zeros(len(points), dtype=torch.int64),
+        boxes=torch.full((len(points), 4), torch.nan),
+        object_index=torch.arange(len(points)),
+        categories=categories,
+        points=points,
+    )
+
+
 def said_by(model: SOLOv2, scores: list[float], seed: int = 0) -> tuple[Said, Proposals]:
     """A network that has the same class logit everywhere on a level, and blobs of different certainty per level."""
     layout = model.layout
@@ -298,14 +308,7 @@ def said_by(model: SOLOv2, scores: list[float], seed: int = 0) -> tuple[Said, Pr
         features[0, level] = -4
         features[0, level, 4:8, 4 : 8 + level] = scores[level]
         classes[0, start : start + grid * grid, 2] = 0.0
-    proposals = Proposals(
-        image_index=torch.tensor([0]),
-        boxes=torch.full((1, 4), torch.nan),
-        object_index=torch.tensor([0]),
-        categories=torch.tensor([2]),
-        points=torch.tensor([[22.0, 22.0]]),
-    )
-    return Said(classes, kernels, features, 4), proposals
+    return Said(classes, kernels, features, 4), asked_at(torch.tensor([[22.0, 22.0]]), torch.tensor([2]))
 
 
 @pytest.mark.parametrize("best", range(5))
@@ -411,16 +414,6 @@ def test_a_click_on_the_rim_gets_the_mask_of_the_cell_that_knows_the_object() ->
     assert anywhere.best_cells(said, off, CANVAS)[0].item() in near  # that mask is not this object's
     boxed = dataclasses.replace(asked, boxes=torch.tensor([[16.0, 16.0, 32.0, 32.0]]))
     assert torch.equal(*(each.best_cells(said, boxed, CANVAS)[0] for each in (published, anywhere)))
-
-
-def asked_at(points: Tensor, categories: Tensor) -> Proposals:
-    return Proposals(
-        image_index=torch.zeros(len(points), dtype=torch.int64),
-        boxes=torch.full((len(points), 4), torch.nan),
-        object_index=torch.arange(len(points)),
-        categories=categories,
-        points=points,
-    )
 
 
 def test_no_score_is_too_low_for_a_point() -> None:

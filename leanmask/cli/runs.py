@@ -12,7 +12,7 @@ from leanmask.cli.shared import Data, Json, Out, Overrides, app, say
 from leanmask.config import load_yaml, merge
 from leanmask.console import messages, output, print_json, progress
 from leanmask.engine.distributed import start_processes
-from leanmask.errors import ConfigError, suggest
+from leanmask.errors import ConfigError
 from leanmask.evaluation.trust import quality as measure_quality
 from leanmask.inference import EvaluateOptions, PredictOptions
 from leanmask.inference import evaluate as run_evaluate
@@ -21,7 +21,7 @@ from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.pseudo.images import PseudoOptions, PseudoSummary
 from leanmask.pseudo.images import pseudo as write_pseudo
-from leanmask.pseudo.points import POINTS_AT, RULES, PointOptions, PointSummary
+from leanmask.pseudo.points import PointOptions, PointSummary
 from leanmask.pseudo.points import pseudo_points as write_pseudo_points
 from leanmask.pseudo.refine import RefineOptions
 from leanmask.pseudo.refine import refine as run_refine
@@ -171,6 +171,8 @@ def pseudo(
     summary: PseudoSummary | PointSummary
     if points is None and not images:
         raise ConfigError("name images or folders to label, or objects with --points FILE")
+    if points is None and point_at is not None:
+        raise ConfigError("--point-at says where the points of --points FILE are")
     if points is not None and review is not None:
         raise ConfigError("--review shows objects that a network found; those of --points are a person's own")
     with progress("labelling", as_json) as on_progress:
@@ -189,10 +191,6 @@ def pseudo(
 def _point_options(
     images: list[Path] | None, rule: str, point_at: str | None, refined: bool, refiner: Path | None
 ) -> PointOptions:
-    if rule not in RULES:
-        raise ConfigError(f"--rule {rule}{suggest(rule, RULES)}")
-    if point_at is not None and point_at not in POINTS_AT:
-        raise ConfigError(f"--point-at {point_at}{suggest(point_at, POINTS_AT)}")
     if images and len(images) > 1:
         raise ConfigError("with --points name at most one folder, that of the file's images")
     folder = images[0] if images else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from leanmask.config import Frozen
 from leanmask.models.base import Model
 from leanmask.records import Batch, Instances, Views
+from leanmask.supervision import PointAt
 
 
 class EmaConfig(Frozen):
@@ -130,7 +131,7 @@ class LabelSplitStage:
     """
 
     name: str
-    point_at: str
+    point_at: PointAt
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from leanmask.methods.base import (
     StagedMethod,
     TrainStage,
 )
+from leanmask.supervision import PointAt
 
 
 class PointWSSISConfig(EmaConfig):
@@ -39,7 +40,7 @@ class PointWSSISConfig(EmaConfig):
     rule: Literal["one", "published"] = Field(
         "one", description="one mask per point, or the published NMS, after which some points have none"
     )
-    point_at: Literal["centre", "random"] = Field(
+    point_at: PointAt = Field(
         "centre",
         description="where the points of weak images are: at mass centres, or anywhere on the objects; those of strong "
         "images, which the refiner learns with, are put there too, and networks are asked accordingly (model.point_at)",

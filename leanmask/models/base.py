@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,9 @@ from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.errors import ConfigError
 from leanmask.records import Instances, MaskPredictions, Proposals, Target
+from leanmask.supervision import PointAt
 
 Content = Sequence[tuple[float, float, float, float]]  # of each canvas: xyxy part that the image covers
-PointAt = Literal["centre", "random"]
 Worth = Callable[[Instances], Tensor]  # (N,) bool of the detections of one image: which of them are wanted
 
 
@@ -27,7 +27,7 @@ class Model(nn.Module, ABC):
 
     Config: ClassVar[type[Frozen]]
     takes_points: ClassVar[bool] = False  # whether `predict_masks` finds objects by `Proposals.points`
-    point_at: PointAt = "centre"  # where on their objects these are: at mass centres, or anywhere ("random")
+    point_at: PointAt = "centre"  # where on their objects these are; nothing to models that take none
     needs_rough: ClassVar[bool] = False  # whether it improves rough masks, which its data must have then
     num_classes: int
     weights_note: str = "initialised from scratch"  # what was loaded and what was left out, for the user

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.models.backbone import BackboneName, BackboneSpec, NormName, build_backbone, normalise
-from leanmask.models.base import Content, Model, PointAt, Worth, finite_zero, only_worth
+from leanmask.models.base import Content, Model, Worth, finite_zero, only_worth
 from leanmask.models.canvas_masks import Limit, cell_extents, mean_inside, over_boxes, tight_crops
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import of_object
@@ -35,6 +35,7 @@ from leanmask.models.solov2_network import CellBranch, HeadSize, MaskBranch
 from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, canvas_of
 from leanmask.models.weights import load_backbone
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
+from leanmask.supervision import PointAt
 
 FINE_FACTOR = 4  # cells of a fine grid per cell of a teaching grid, along one side
 ASKED_AT_ONCE = 128  # proposals whose candidate masks are in memory at the same time

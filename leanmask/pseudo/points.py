@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -19,17 +19,17 @@ from leanmask.data.files import read_json, write_json
 from leanmask.data.layout import SplitFiles, locate_images
 from leanmask.data.weak import read_weak
 from leanmask.engine.distributed import start_processes
-from leanmask.errors import ConfigError, RunError
+from leanmask.errors import ConfigError, RunError, suggest
 from leanmask.inference import Loaded, load, weights_path
 from leanmask.labels.points import holds_point, published_choice, twins
 from leanmask.masks import encode_crop
-from leanmask.models.base import PointAt
 from leanmask.pseudo.masks import OnProgress, PseudoJob, Rows, make_pseudo_masks, plain_rle, read_rows
 from leanmask.pseudo.refine import RefineOptions, find_refiner, load_refiner, refine
 from leanmask.pseudo.shares import file_state, remove_parts, require_same_work
+from leanmask.supervision import POINTS_AT, PointAt
 
 Row = dict[str, Any]
-RULES, POINTS_AT = ("one", "published"), get_args(PointAt)
+RULES = ("one", "published")
 WEAK_FILE, ROUGH_FILE = "weak.json", "masks.json"  # in the folders of unfinished work
 
 
@@ -38,6 +38,7 @@ class PointOptions:
     """rule: "one" mask per point, or "published" (NMS). complete: every object of these images has a point, so that
     with masks for all of them nothing else is there. images: their folder, None = found. refined: improve the masks by
     the refiner of the run, or by `refiner`, another run. point_at: where points are, None = as the network was told.
+    Raises ConfigError for a rule or place that is none.
     """
 
     rule: Literal["one", "published"] = "one"
@@ -46,6 +47,12 @@ class PointOptions:
     refined: bool = False
     refiner: Path | None = None
     point_at: PointAt | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("rule", RULES), ("point_at", POINTS_AT)):
+            given = getattr(self, name)
+            if given is not None and given not in allowed:
+                raise ConfigError(f"{name} is '{given}'{suggest(given, allowed)}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from leanmask.data.annotation import Row, Size
 from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.supervision import POINTS_AT, PointAt
 
 VOC_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "boat", "bird", "cat", "dog", "horse"),
@@ -63,7 +64,7 @@ class SplitOptions:
     point_noise: float = 0.0
     noise_where: Literal["random", "boundary"] = "random"
     point_bias: float = 0.0
-    point_at: Literal["centre", "random"] = "centre"
+    point_at: PointAt = "centre"
     point_displaced: float = 0.0
     mask_classes: tuple[str, ...] = ()
     mix: Mapping[str, float] = field(default_factory=_even_mix)
@@ -73,7 +74,7 @@ class SplitOptions:
         for name in ("point_noise", "point_bias", "point_displaced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
-        for name, allowed in (("noise_where", ("random", "boundary")), ("point_at", ("centre", "random"))):
+        for name, allowed in (("noise_where", ("random", "boundary")), ("point_at", POINTS_AT)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is '{getattr(self, name)}'; allowed: {', '.join(allowed)}")
         for kind, share in self.mix.items():
