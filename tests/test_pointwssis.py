@@ -539,9 +539,19 @@ def test_mistakes_in_asking_for_points(
     (tmp_path / "o.json").write_text(json.dumps({**content, "categories": content["categories"][:-1]}))
     with pytest.raises(DataError, match=r"annotation \d+: point \(3, 64.5\) lies outside the image of 64 x 64"):
         pseudo_points(staged.folder / "2-teacher", tmp_path / "o.json", out, PointOptions(images=weak))
-    page = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, "--review", tmp_path / "r.html")
-    assert page.code == 2
-    assert "--review shows" in page.err
+    for flag in (
+        ("--review", tmp_path / "r.html"),
+        ("--class-quality", "0.5"),
+        ("--mask-quality", "0.8"),
+        ("--polygons",),
+    ):
+        unread = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, *flag)
+        assert unread.code == 2
+        assert f"{flag[0]} is for objects that a network found" in unread.err
+    for flag in (("--refined",), ("--refiner", staged.folder), ("--rule", "one"), ("--point-at", "random")):
+        unread = leanmask("pseudo", staged.folder, weak, "--out", out, *flag)
+        assert unread.code == 2
+        assert f"{flag[0]} is for objects that have a point" in unread.err
     assert leanmask("pseudo", staged.folder, "--out", out).code == 2
     wrong = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, "--rule", "publishd")
     assert wrong.code == 2
@@ -549,7 +559,6 @@ def test_mistakes_in_asking_for_points(
     wrong = leanmask("pseudo", staged.folder, "--points", weak_file(weak), "--out", out, "--point-at", "center")
     assert wrong.code == 2
     assert "did you mean 'centre'" in wrong.err
-    assert leanmask("pseudo", staged.folder, weak, "--out", out, "--point-at", "random").code == 2
     with pytest.raises(ConfigError, match=r"rule is 'publishd'; did you mean 'published'\?"):
         PointOptions(rule="publishd")  # type: ignore[arg-type]
     assert not out.exists()

@@ -142,6 +142,7 @@ def predict(
     "leanmask pseudo runs/a --points weak.json --refined --out pseudo.json"
 )
 def pseudo(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Run folder or weights file.")],
     out: Annotated[Path, typer.Option(help="COCO file to write; must not exist yet.")],
     images: Annotated[
@@ -159,9 +160,15 @@ def pseudo(
         str | None,
         typer.Option(help="With --points: 'centre', or 'random' for points anywhere on objects. [as the run was told]"),
     ] = None,
-    class_quality: Annotated[float, typer.Option(min=0, max=1, help="Least probability of the class.")] = 0.5,
-    mask_quality: Annotated[float, typer.Option(min=0, max=1, help="Least mean probability inside the mask.")] = 0.8,
-    polygons: Annotated[bool, typer.Option("--polygons", help="Masks as polygons instead of RLE.")] = False,
+    class_quality: Annotated[
+        float, typer.Option(min=0, max=1, help="Without --points: least probability of the class.")
+    ] = 0.5,
+    mask_quality: Annotated[
+        float, typer.Option(min=0, max=1, help="Without --points: least mean probability inside the mask.")
+    ] = 0.8,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="Without --points: masks as polygons instead of RLE.")
+    ] = False,
     review: Annotated[
         Path | None, typer.Option(help="Without --points: also write a page that shows the least certain first.")
     ] = None,
@@ -171,10 +178,7 @@ def pseudo(
     summary: PseudoSummary | PointSummary
     if points is None and not images:
         raise ConfigError("name images or folders to label, or objects with --points FILE")
-    if points is None and point_at is not None:
-        raise ConfigError("--point-at says where the points of --points FILE are")
-    if points is not None and review is not None:
-        raise ConfigError("--review shows objects that a network found; those of --points are a person's own")
+    _refuse_unread(context, *_UNREAD[points is not None])
     with progress("labelling", as_json) as on_progress:
         if points is not None:
             told = _point_options(images, rule, point_at, refined, refiner)
@@ -186,6 +190,27 @@ def pseudo(
         write_review(out, review)
     text = summary.to_text() + (f"\nreview page: {review}" if review else "")
     say(as_json, summary.to_json(), text)
+
+
+# What `pseudo` does not read without --points, and with it; saying it would be a mistake that nobody is told of.
+_UNREAD = {
+    False: (
+        ("refined", "refiner", "rule", "point_at"),
+        "is for objects that have a point; name them with --points FILE",
+    ),
+    True: (
+        ("class_quality", "mask_quality", "polygons", "review"),
+        "is for objects that a network found; those of --points are a person's own",
+    ),
+}
+
+
+def _refuse_unread(context: typer.Context, names: Iterable[str], reason: str) -> None:
+    """Raises ConfigError when the command line names one of these options."""
+    for name in names:
+        source = context.get_parameter_source(name)  # an enum of click, or of the click that newer typers carry
+        if source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"--{name.replace('_', '-')} {reason}")
 
 
 def _point_options(
