@@ -28,8 +28,25 @@ class RunError(LeanmaskError):
     """A run folder that exists already, cannot be written, or cannot be resumed."""
 
 
-class TrainingStopped(LeanmaskError):
-    """Training ended itself (non-finite losses, collapse); the state up to then is saved and the message says where."""
+class Stopped(RunError):
+    """A run that ended before its end, with everything saved. what: where and why, as a sentence. again: the command
+    that goes on with it.
+    """
+
+    def __init__(self, what: str, again: str) -> None:
+        super().__init__(what, again)
+        self.what, self.again = what, again
+
+    def __str__(self) -> str:
+        return f"{self.what}; everything is saved; go on with: {self.again}"
+
+
+class RunInterrupted(Stopped):
+    """Somebody asked the run to stop."""
+
+
+class TrainingStopped(Stopped):
+    """Training ended itself: non-finite losses, collapse."""
 
 
 def suggest(found: str, allowed: Iterable[str]) -> str:

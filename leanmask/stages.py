@@ -19,8 +19,7 @@ from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.data.unlabelled import unlabelled_sources
 from leanmask.engine.distributed import start_processes
-from leanmask.engine.job import RunInterrupted
-from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError, TrainingStopped
+from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError, RunInterrupted, Stopped
 from leanmask.inference import load
 from leanmask.methods import METHODS
 from leanmask.methods.base import (
@@ -127,8 +126,8 @@ class StagedRun:
         folder, report = self.stage_folder(stage.name), self._reporter(stage)
         try:
             return self.train_one(self.settings_of(stage), folder, report, self._write_folder)
-        except (RunInterrupted, TrainingStopped) as stopped:  # it is the whole run that the user goes on with
-            raise type(stopped)(str(stopped).replace(f"leanmask train --resume {folder}", self.again)) from None
+        except Stopped as stopped:  # it is the whole run that the user goes on with
+            raise type(stopped)(stopped.what, self.again) from None
 
     def _work(self, stage: Stage) -> None:
         """A stage that is no training; what it writes last says that it is done."""
@@ -146,7 +145,7 @@ class StagedRun:
         try:
             self._do(stage, work)
         except KeyboardInterrupt:
-            raise RunInterrupted(f"stopped; go on with: {self.again}") from None
+            raise RunInterrupted(f"stopped at stage {stage.name}", self.again) from None
 
     def _do(self, stage: Stage, work: Work) -> None:
         folder = self.stage_folder

@@ -20,8 +20,8 @@ from leanmask.config import OptimConfig
 from leanmask.distributed import global_count
 from leanmask.engine.checkpoint import load_weights
 from leanmask.engine.distributed import agree, everyones, mean_numbers, share_module, world_size
-from leanmask.engine.trainer import RunInterrupted, train
-from leanmask.errors import TrainingStopped
+from leanmask.engine.trainer import train
+from leanmask.errors import RunInterrupted, TrainingStopped
 from leanmask.methods.base import StepLosses
 from leanmask.models.base import Model
 from leanmask.records import Batch, Views

@@ -17,8 +17,8 @@ import torch
 
 from leanmask.config import OptimConfig
 from leanmask.engine.checkpoint import load_weights
-from leanmask.engine.trainer import RunInterrupted, train
-from leanmask.errors import RunError
+from leanmask.engine.trainer import train
+from leanmask.errors import RunError, RunInterrupted
 
 
 class Pause(Exception):

@@ -21,8 +21,7 @@ from leanmask.data.layout import locate
 from leanmask.data.splits import split
 from leanmask.data.views.augment import fitted_frame
 from leanmask.data.views.targets import place
-from leanmask.engine.job import RunInterrupted
-from leanmask.errors import ConfigError, DataError, TrainingStopped
+from leanmask.errors import ConfigError, DataError, RunInterrupted, TrainingStopped
 from leanmask.inference import evaluate, load
 from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.page import write_report

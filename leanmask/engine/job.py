@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from leanmask.config import OptimConfig, TrainConfig
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.watch import WatchRules
-from leanmask.errors import LeanmaskError, RunError, TrainingStopped
+from leanmask.errors import RunInterrupted, Stopped, TrainingStopped
 from leanmask.methods.base import Method
 from leanmask.models.base import Model
 from leanmask.records import Batch
@@ -28,10 +28,6 @@ class Wish(IntEnum):
     INTERRUPT = 1
     COLLAPSE = 2
     NOT_FINITE = 3
-
-
-class RunInterrupted(RunError):
-    """Somebody asked the training to stop; everything is saved and the message says how to go on."""
 
 
 class Best(TypedDict):
@@ -79,10 +75,10 @@ class TrainResult:
     unreadable: tuple[str, ...] = ()
 
 
-def farewell(reason: Wish, step: int, job: Job, not_finite: str) -> LeanmaskError:
+def farewell(reason: Wish, step: int, job: Job, not_finite: str) -> Stopped:
     """The error that ends a training early: why, and how to go on. not_finite: the sentence for that reason."""
-    again = f"everything is saved; go on with: leanmask train --resume {job.folder}"
+    again = f"leanmask train --resume {job.folder}"
     if reason == Wish.INTERRUPT:
-        return RunInterrupted(f"stopped at step {step} of {job.train.steps}; {again}")
+        return RunInterrupted(f"stopped at step {step} of {job.train.steps}", again)
     why = not_finite if reason == Wish.NOT_FINITE else "the pseudo-labels collapsed (see the journal's events)"
-    return TrainingStopped(f"training stopped at step {step} of {job.train.steps}: {why}; {again}")
+    return TrainingStopped(f"training stopped at step {step} of {job.train.steps}: {why}", again)

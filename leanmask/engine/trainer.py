@@ -15,7 +15,7 @@ import torch
 from leanmask.engine import distributed
 from leanmask.engine.checkpoint import Live, has_checkpoint, load_checkpoint, save_checkpoint, save_weights
 from leanmask.engine.interrupts import Interrupts
-from leanmask.engine.job import Best, Evaluated, Job, RunInterrupted, TrainResult, Wish, farewell
+from leanmask.engine.job import Best, Evaluated, Job, TrainResult, Wish, farewell
 from leanmask.engine.journal import Journal
 from leanmask.engine.meter import Meter
 from leanmask.engine.optim import build_optimiser
@@ -28,7 +28,7 @@ from leanmask.records import Batch
 
 KEPT_FOLDER = "weights"
 
-__all__ = ["Best", "Evaluated", "Job", "RunInterrupted", "TrainResult", "train"]
+__all__ = ["Best", "Evaluated", "Job", "TrainResult", "train"]
 
 
 def train(job: Job, resume: bool = False) -> TrainResult:
