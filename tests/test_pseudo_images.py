@@ -66,6 +66,20 @@ def test_what_is_written_and_what_is_left_out(trained: TrainSummary, photos: Pat
         pseudo(trained.folder, [photos], tmp_path / "pseudo.json", ALL)
 
 
+def test_where_nothing_passes_one_is_told_how_near_the_best_came(
+    trained: TrainSummary, photos: Path, tmp_path: Path
+) -> None:
+    all_of_it = pseudo(trained.folder, [photos], tmp_path / "all.json", PseudoOptions(0.0, 0.0, 0))
+    rows = json.loads((tmp_path / "all.json").read_text())["annotations"]
+    best = {name: max(row[name] for row in rows) for name in ("class_quality", "mask_quality")}
+    assert all_of_it.best == best
+    assert "nothing passed" not in all_of_it.to_text()
+    nothing = pseudo(trained.folder, [photos], tmp_path / "none.json", PseudoOptions(class_quality=1.0))
+    assert nothing.objects == 0
+    assert nothing.best["class_quality"] == best["class_quality"]
+    assert f"the best that was seen: class quality {best['class_quality']:.2f}, mask quality" in nothing.to_text()
+
+
 @pytest.mark.parametrize("polygons", [False, True])
 def test_it_is_training_data(trained: TrainSummary, digits: Path, tmp_path: Path, polygons: bool) -> None:
     files = locate(digits)

@@ -62,6 +62,11 @@ def class_quality(instances: Instances) -> Tensor:
     return probabilities.gather(1, instances.categories[:, None])[:, 0]
 
 
+def surest(qualities: Tensor) -> Tensor:
+    """(N,) bool: as good as the best of them (N,); to be told of where nothing passes."""
+    return qualities == qualities.max() if len(qualities) else torch.zeros_like(qualities, dtype=torch.bool)
+
+
 def mask_quality(masks: Grids | Crops) -> Tensor:
     """(N,) mean probability over the pixels above 0.5 of each mask, 0 where there are none (PL-DC's m_k)."""
     if isinstance(masks, Grids):

@@ -41,6 +41,7 @@ from leanmask.labels.select import (
     coupled,
     decoupled,
     measure,
+    surest,
 )
 from leanmask.labels.weigh import boundary_weights, certainty_weights, correction_weight
 from leanmask.masks import Crops, Grids
@@ -186,8 +187,7 @@ class PLDC(Method):
         """
         found = class_quality(instances)
         least = self.least_product if self.config.filter == "coupled" else float(self.fixed.class_quality)
-        likely = found >= min(self.config.doubtful, least)
-        return likely | (found == found.max()) if len(found) else likely
+        return (found >= min(self.config.doubtful, least)) | surest(found)
 
     def soft_classes(self, instances: Instances) -> Tensor | None:
         """(N, C) soft targets of pseudo-objects; None: their category alone is the target, as published."""

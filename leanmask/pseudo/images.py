@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from pycocotools import mask as coco_mask
+from torch import Tensor
 
 from leanmask.data.dataset import EvalDataset, Sample
 from leanmask.data.files import why
@@ -27,13 +28,14 @@ from leanmask.errors import DataError, RunError
 from leanmask.evaluation.predictions import image_results, predict_views
 from leanmask.geometry import Frame
 from leanmask.inference import Loaded, load, weights_path
-from leanmask.labels.select import Thresholds, class_quality, decoupled, measure
+from leanmask.labels.select import Qualities, Thresholds, class_quality, decoupled, measure, surest
 from leanmask.models.base import Worth
 from leanmask.pseudo.polygons import to_polygons
 from leanmask.pseudo.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.records import Instances, Target, Views
 
 OnProgress = Callable[[int, int], None]
+QUALITIES = ("class_quality", "mask_quality")
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,16 @@ class PseudoOptions:
 
 @dataclass(frozen=True)
 class PseudoSummary:
-    """What was written. per_class: pseudo-objects by class name. skipped: files that could not be read."""
+    """What was written. per_class: pseudo-objects by class name. skipped: files that could not be read. best: the
+    highest qualities that were seen, kept or not.
+    """
 
     out: Path
     images: int
     objects: int
     per_class: dict[str, int]
     skipped: tuple[str, ...]
+    best: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "out": str(self.out), "skipped": list(self.skipped)}
@@ -66,6 +71,9 @@ class PseudoSummary:
     def to_text(self) -> str:
         found = ", ".join(f"{count} {name}" for name, count in self.per_class.items() if count)
         lines = [f"{self.objects} pseudo-objects on {self.images} images ({found or 'none'}): {self.out}"]
+        if not self.objects:
+            seen = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.best.items())
+            lines.append(f"nothing passed the thresholds; the best that was seen: {seen}")
         if self.skipped:
             more = f" and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
             lines.append(f"{len(self.skipped)} files could not be read: {', '.join(self.skipped[:5])}{more}")
@@ -122,7 +130,7 @@ def pseudo(
     except KeyboardInterrupt:
         raise RunError(f"stopped; {folder} keeps what is done, and the same command goes on from there") from None
     state.wait_for_everyone()
-    summary = PseudoSummary(out, len(photos), 0, {}, ())
+    summary = PseudoSummary(out, len(photos), 0, {}, (), {})
     if state.is_main_process:
         try:
             summary = _join(loaded, photos, shares, out, f"leanmask {Path(run).resolve().name}")
@@ -159,18 +167,28 @@ def _label_batch(loaded: Loaded, views: Views, options: PseudoOptions) -> Iterat
         kept = torch.nonzero(decoupled(qualities, thresholds))[:, 0]
         rows = []
         for index in kept:
-            own = {"class_quality": qualities.class_quality[index], "mask_quality": qualities.mask_quality[index]}
+            own = {name: getattr(qualities, name)[index] for name in QUALITIES}
             for row in image_results(image_id, frame, instances[index[None]], loaded.classes.ids):
                 area = int(coco_mask.area(row["segmentation"]))
                 mask = to_polygons(row["segmentation"]) if options.polygons else row["segmentation"]
                 told = {name: round(float(value), 4) for name, value in own.items()}
                 rows.append({**row, "segmentation": mask, "area": area, **told})
-        yield {"rows": rows, "size": list(frame.image_size)}
+        yield {"rows": rows, "size": list(frame.image_size), "best": _best(qualities)}
 
 
 def sure_of_class(quality: float) -> Worth:
-    """Which predictions may pass the class threshold, whatever their masks."""
-    return lambda found: class_quality(found) >= quality
+    """Which predictions may pass the class threshold, whatever their masks; and the surest of every image."""
+
+    def worth(found: Instances) -> Tensor:
+        qualities = class_quality(found)
+        return (qualities >= quality) | surest(qualities)
+
+    return worth
+
+
+def _best(qualities: Qualities) -> dict[str, float]:
+    found = {name: getattr(qualities, name) for name in QUALITIES}
+    return {name: round(float(values.max()), 4) if len(values) else 0.0 for name, values in found.items()}
 
 
 def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance: str) -> PseudoSummary:
@@ -178,6 +196,7 @@ def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance:
     root = Path(os.path.commonpath([path.parent.absolute() for path in photos.paths]))
     names = dict(zip(loaded.classes.ids, loaded.classes.names, strict=True))
     counts, skipped, images, number = dict.fromkeys(names.values(), 0), [], [], 0
+    best = dict.fromkeys(QUALITIES, 0.0)
     temporary = out.with_name(f".{out.name}.partial")
     with temporary.open("w", encoding="utf-8") as file:
         file.write('{"annotations": [')
@@ -185,6 +204,7 @@ def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance:
             if "skipped" in item:
                 skipped.append(str(path))
                 continue
+            best = {name: max(value, item.get("best", best)[name]) for name, value in best.items()}  # not in old parts
             height, width = item["size"]
             name = path.absolute().relative_to(root).as_posix()
             images.append({"id": image_id, "file_name": name, "width": width, "height": height, "exhaustive": False})
@@ -201,7 +221,7 @@ def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance:
         file.write("\n],\n" + json.dumps(rest)[1:] + "\n")
     temporary.replace(out)
     remove_parts(shares.folder)
-    return PseudoSummary(out, len(images), number, counts, tuple(skipped))
+    return PseudoSummary(out, len(images), number, counts, tuple(skipped), best)
 
 
 def _fingerprint(weights: Path, photos: Photos, options: PseudoOptions) -> dict[str, Any]:
