@@ -29,8 +29,8 @@ class RunError(LeanmaskError):
 
 
 class Stopped(RunError):
-    """A run that ended before its end, with everything saved. what: where and why, as a sentence. again: the command
-    that goes on with it.
+    """A run that ended before its end and can go on. what: where, why and what is saved, as a sentence. again: the
+    command that goes on with it.
     """
 
     def __init__(self, what: str, again: str) -> None:
@@ -38,7 +38,7 @@ class Stopped(RunError):
         self.what, self.again = what, again
 
     def __str__(self) -> str:
-        return f"{self.what}; everything is saved; go on with: {self.again}"
+        return f"{self.what}; go on with: {self.again}"
 
 
 class RunInterrupted(Stopped):

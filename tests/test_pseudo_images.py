@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ def test_where_nothing_passes_one_is_told_how_near_the_best_came(
     assert nothing.objects == 0
     assert nothing.best["class_quality"] == best["class_quality"]
     assert f"the best that was seen: class quality {best['class_quality']:.2f}, mask quality" in nothing.to_text()
+    empty = dataclasses.replace(nothing, best=dict.fromkeys(best, 0.0))
+    assert "found no object at all" in empty.to_text()
 
 
 @pytest.mark.parametrize("polygons", [False, True])

@@ -172,7 +172,10 @@ def test_an_interrupted_stage_says_how_to_go_on_with_the_whole_run(
     settings = merge(SETTINGS, {"train": {"steps": 4}})
     with pytest.raises(RunInterrupted) as stopped:
         train(pointed, tmp_path / "run", settings=settings, until=until, on_progress=interrupt)
-    assert str(stopped.value).endswith(f"leanmask train --resume {tmp_path / 'run'}{again}")
+    sentence = (
+        f"stopped at step 1 of 4; everything is saved; go on with: leanmask train --resume {tmp_path / 'run'}{again}"
+    )
+    assert str(stopped.value) == sentence
 
 
 def test_a_stage_that_ends_itself_says_how_to_go_on_with_the_whole_run(pointed: Path, tmp_path: Path) -> None:

@@ -79,6 +79,6 @@ def farewell(reason: Wish, step: int, job: Job, not_finite: str) -> Stopped:
     """The error that ends a training early: why, and how to go on. not_finite: the sentence for that reason."""
     again = f"leanmask train --resume {job.folder}"
     if reason == Wish.INTERRUPT:
-        return RunInterrupted(f"stopped at step {step} of {job.train.steps}", again)
+        return RunInterrupted(f"stopped at step {step} of {job.train.steps}; everything is saved", again)
     why = not_finite if reason == Wish.NOT_FINITE else "the pseudo-labels collapsed (see the journal's events)"
-    return TrainingStopped(f"training stopped at step {step} of {job.train.steps}: {why}", again)
+    return TrainingStopped(f"training stopped at step {step} of {job.train.steps}: {why}; everything is saved", again)

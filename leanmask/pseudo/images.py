@@ -55,7 +55,8 @@ class PseudoOptions:
 @dataclass(frozen=True)
 class PseudoSummary:
     """What was written. per_class: pseudo-objects by class name. skipped: files that could not be read. best: the
-    highest qualities that were seen, kept or not.
+    highest qualities, kept or not, among what is sure enough of its class and the surest of every image; 0 where
+    nothing was found.
     """
 
     out: Path
@@ -71,7 +72,9 @@ class PseudoSummary:
     def to_text(self) -> str:
         found = ", ".join(f"{count} {name}" for name, count in self.per_class.items() if count)
         lines = [f"{self.objects} pseudo-objects on {self.images} images ({found or 'none'}): {self.out}"]
-        if not self.objects:
+        if not self.objects and not any(self.best.values()):
+            lines.append("the network found no object at all, however unsure")
+        elif not self.objects:
             seen = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.best.items())
             lines.append(f"nothing passed the thresholds; the best that was seen: {seen}")
         if self.skipped:
