@@ -6,7 +6,7 @@ Letters: N masks, h w rows and columns of one crop. Regions and RLE are those of
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,20 +66,27 @@ class Crops:
 
 @dataclass(frozen=True, eq=False)
 class Grids:
-    """N masks as probabilities on an h x w grid over each box: values (N, h, w), boxes (N, 4) xyxy, network frame."""
+    """N masks as probabilities on an h x w grid over each box: values (N, h, w), boxes (N, 4) xyxy, network frame.
+
+    shift_px: what a grid shows lies so far right of and below its box: 0.5 of a network that learned from RoIAlign
+    without half-pixel correction. As torchvision does, `to_rles` takes no notice of it.
+    """
 
     values: Tensor
     boxes: Tensor
+    shift_px: float = 0.0
 
     def __len__(self) -> int:
         return int(self.values.shape[0])
 
     def __getitem__(self, index: Tensor) -> Grids:
-        return Grids(self.values[index], self.boxes[index])
+        return replace(self, values=self.values[index], boxes=self.boxes[index])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Grids:
-        return Grids(
-            self.values.to(device, non_blocking=non_blocking), self.boxes.to(device, non_blocking=non_blocking)
+        return replace(
+            self,
+            values=self.values.to(device, non_blocking=non_blocking),
+            boxes=self.boxes.to(device, non_blocking=non_blocking),
         )
 
 

@@ -230,6 +230,14 @@ def test_predict_when_nothing_is_found() -> None:
         assert instances.class_probabilities.shape == (0, CLASSES)
 
 
+@pytest.mark.parametrize(("aligned", "shift_px"), [(True, 0.0), (False, 0.5)])
+def test_grids_say_where_what_they_show_is(aligned: bool, shift_px: float) -> None:
+    (found,) = tiny(aligned=aligned).eval().predict(torch.rand(1, 3, 96, 96))
+    assert isinstance(found.masks, Grids)
+    assert found.masks.shift_px == shift_px
+    assert found[torch.arange(2)].masks.to("cpu").shift_px == shift_px
+
+
 def test_predictions_stay_inside_the_content() -> None:
     content = [(0.0, 0.0, 96.0, 40.0), (10.0, 20.0, 96.0, 96.0)]
     found = tiny().eval().predict(torch.rand(2, 3, 96, 96), content)

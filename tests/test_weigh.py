@@ -130,21 +130,31 @@ def test_crops_lie_where_their_boxes_lie(masks: Grids, floor: float) -> None:
         assert float(far.max()) < max(floor, 2e-3)  # what a floor leaves out is below it; float32 in thin boxes
 
 
+@pytest.mark.parametrize("aligned", [True, False])
 @given(seed=st.integers(0, 10**6), side=st.floats(6, 30))
 @settings(max_examples=20, deadline=None)
-def test_labels_of_a_teacher_that_is_right_stay_as_large_from_one_student_to_the_next(seed: int, side: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    low = 10 + torch.rand(40, 2, generator=generator)
-    boxes = torch.cat([low, low + side], 1)
-    once = to_crops(Grids(torch.ones(40, 28, 28), boxes), (64, 64))
-    twice = once
+def test_labels_of_a_teacher_that_is_right_stay_the_same_from_one_student_to_the_next(
+    aligned: bool, seed: int, side: float
+) -> None:
+    low = 10 + torch.rand(40, 2, generator=torch.Generator().manual_seed(seed))
+    true = to_crops(Grids(torch.ones(40, 28, 28), torch.cat([low, low + side], 1)), (64, 64))
+    boxes = torch.cat([low - side / 4, low + side * 5 / 4], 1)
+    labels = true
     for _ in range(5):
-        grid = MaskGrid(28, (64, 64), aligned=True)
-        seen = sample_masks(binary(twice), torch.arange(40), boxes, grid)
-        twice = to_crops(Grids(seen, boxes), (64, 64))
-    areas = [float(dense(binary(crops), (64, 64)).sum((1, 2)).mean()) for crops in (once, twice)]
-    assert math.sqrt(areas[0]) == pytest.approx(side, abs=0.25)
-    assert math.sqrt(areas[1]) == pytest.approx(side, abs=0.25)
+        learned = sample_masks(binary(labels), torch.arange(40), boxes, MaskGrid(28, (64, 64), aligned=aligned))
+        labels = to_crops(Grids(learned, boxes, shift_px=0.0 if aligned else 0.5), (64, 64))
+    (before, from_), (after, to) = (extents(binary(crops)) for crops in (true, labels))
+    assert before == pytest.approx(side, abs=0.25)
+    assert after == pytest.approx(before, abs=0.1)
+    assert from_ == pytest.approx(to, abs=0.1)
+
+
+def extents(crops: Crops) -> tuple[float, float]:
+    """Mean side of masks on a canvas of 64 x 64, and the mean of where their middles are."""
+    masks = dense(crops, (64, 64))
+    areas = masks.sum((1, 2))
+    middles = (masks.sum(1) * torch.arange(64)).sum(1) / areas
+    return float(areas.sqrt().mean()), float(middles.mean())
 
 
 def test_no_margin_that_says_nothing_is_kept() -> None:

@@ -29,14 +29,15 @@ class _Lines:
 def to_crops(masks: Grids | Crops, canvas: tuple[int, int], floor: float = 0.01) -> Crops:
     """Soft masks as float32 probability crops of a canvas (H, W), never more than box size each.
 
-    Grids are laid over their boxes (bilinear at the pixels' centres, 0 beyond the outermost cells) and cut at the
-    canvas; margins in which no cell reaches `floor` are left out. A mask that has no such cell, lies off the canvas or
-    whose box is unknown (NaN) does not exist (region of size 0). Crops stay as they are: the model that cut them
+    Grids are laid where what they show is (bilinear at the pixels' centres, 0 beyond the outermost cells) and cut at
+    the canvas; margins in which no cell reaches `floor` are left out. A mask that has no such cell, lies off the canvas
+    or whose box is unknown (NaN) does not exist (region of size 0). Crops stay as they are: the model that cut them
     decides how much of a mask's doubtful rim is in them.
 
     Unlike `masks.to_rles`, which does as torchvision does: boxes rounded outwards to whole pixels make masks about a
-    pixel wider. As labels those teach a student to draw wider, and its teacher follows: of small objects, after
-    hundreds of steps, wrong masks in right boxes.
+    pixel wider, and half a pixel is lost where RoIAlign has no half-pixel correction. As labels such masks teach a
+    student to draw wider or beside the object, and its teacher follows: of small objects, after hundreds of steps,
+    wrong masks in right boxes.
     """
     if isinstance(masks, Crops):
         return Crops(masks.data.float(), masks.regions)
@@ -44,7 +45,7 @@ def to_crops(masks: Grids | Crops, canvas: tuple[int, int], floor: float = 0.01)
     rows, columns = values.shape[1:]
     reached = values >= floor
     reached = reached & masks.boxes.isfinite().all(1)[:, None, None]
-    x0, y0, x1, y1 = masks.boxes.float().nan_to_num().unbind(1)
+    x0, y0, x1, y1 = (masks.boxes.float().nan_to_num() + masks.shift_px).unbind(1)
     down = _lines((y0, y1), reached.any(2), canvas[0])
     across = _lines((x0, x1), reached.any(1), canvas[1])
     sizes = torch.stack([across.first, down.first, across.last - across.first, down.last - down.first], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -45,7 +46,7 @@ def certainty_weights(masks: Soft) -> Soft:
     What lies outside a crop has probability 0, hence weight 1, as `Target.pixel_weights` has it.
     """
     if isinstance(masks, Grids):
-        return Grids(1 - mask_uncertainty(masks.values.float()), masks.boxes)
+        return replace(masks, values=1 - mask_uncertainty(masks.values.float()))
     return Crops(1 - mask_uncertainty(masks.data.float()), masks.regions)
 
 
@@ -59,7 +60,7 @@ def boundary_weights(masks: Soft, factor: float = 3.0) -> Soft:
     map looks like, so that there the map amounts to a constant 3.
     """
     if isinstance(masks, Grids):
-        return Grids(_boundary_map(masks.values.detach().float(), factor), masks.boxes)
+        return replace(masks, values=_boundary_map(masks.values.detach().float(), factor))
     maps = [_boundary_map(crop[None].detach().float(), factor)[0] for crop in masks]
     return Crops.join(maps, masks.regions, like=masks.data.float())
 

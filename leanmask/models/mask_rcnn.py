@@ -54,6 +54,7 @@ class MaskHeads(RoIHeads):
         preset = config.preset()
         assert isinstance(preset, MaskPreset)
         self.mask_pool = RoIPool(MASK_CELLS, preset.pool_samples, preset.aligned)
+        self.grid_shift_px = 0.0 if preset.aligned else 0.5
         self.mask_head = MaskRCNNHeads(preset.fpn_channels, (preset.mask_channels,) * preset.mask_convs, 1)
         channels = 1 if config.class_agnostic else num_classes + 1
         self.mask_predictor = MaskRCNNPredictor(preset.mask_channels, preset.mask_channels, channels)

@@ -204,6 +204,8 @@ class TwoStageConfig(Frozen):
 class RoIHeads(nn.Module, ABC):
     """Box branch, and the promises of a mask branch; parameter names are those of torchvision's `roi_heads`."""
 
+    grid_shift_px: float = 0.0  # of the grids that own_masks makes, see masks.Grids
+
     def __init__(self, config: TwoStageConfig, num_classes: int) -> None:
         super().__init__()
         preset = config.preset()
@@ -478,7 +480,7 @@ class TwoStage(Model):
         )
         values = self.roi_heads.own_masks(features, boxes, images, categories).sigmoid()
         return [
-            instances.replace(masks=Grids(part, instances.boxes))
+            instances.replace(masks=Grids(part, instances.boxes, self.roi_heads.grid_shift_px))
             for instances, part in zip(found, values.split(counts), strict=True)
         ]
 
