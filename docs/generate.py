@@ -263,8 +263,8 @@ too wide, the student learned that, and its teacher passed it on. On `facades` 6
 Mask2Former `tiny` from scratch does not learn classes from 50 images, so it has little to teach: supervised, on `tune`,
 lr 1e-3, 3.1 after 1,500 steps (2.4 with 5e-4); on `val` 2.3 after 4,000, and 2.5 with PL-DC. It finds masks (AR100 44),
 and knows the classes of its 50 images by heart (AP 53.5 on them, `leanmask evaluate RUN DATA --split train`); after
-burn-in no pseudo-object passes the thresholds, at the end 1.4 an image do (there are 4), 12 % of them right. So the
-rows with parts removed are left out: there is nothing to remove them from.
+burn-in no pseudo-object passes the thresholds, at the end 1.4 an image do (there are 4), 12 % of them right (the run's
+journal). So the rows with parts removed are left out: there is nothing to remove them from.
 
 How its settings were found: `tune`, semi-5, one seed. With burn-in for 20 % of the training and a judge that counts
 half at first (published), 15 of 15 settings lose against the same supervised training (27.8): a network from scratch
