@@ -258,7 +258,7 @@ On `nuclei`, 10 % of the images labelled (one seed, 1,000 steps, nobody corrects
 40.6 (AP50 74.1 and 74.6, AP75 41.7 and 41.2; all masks: 42.9). It was 34.0, AP75 26.5, until the teacher's masks were
 laid exactly where their boxes lie: pasted as torchvision pastes masks, boxes rounded outwards, they were about a pixel
 too wide, the student learned that, and its teacher passed it on. On `facades` 6.8 of 8.3 (AP75 4.2 and 5.5; all masks:
-9.9), a row from before.
+9.9).
 
 Mask2Former `tiny` from scratch does not learn classes from 50 images, so it has little to teach: supervised, on `tune`,
 lr 1e-3, 3.1 after 1,500 steps (2.4 with 5e-4); on `val` 2.3 after 4,000, and 2.5 with PL-DC. It finds masks (AR100 44),
