@@ -259,7 +259,7 @@ On `nuclei`, 10 % of the images labelled (one seed, 1,000 steps, nobody corrects
 laid exactly where their boxes lie: pasted as torchvision pastes masks, boxes rounded outwards, they were about a pixel
 too wide, the student learned that, and its teacher passed it on. On `facades` it hurts: 6.8 of 8.3 (AP75 4.2 and 5.5;
 all masks: 9.9). After burn-in, 400 steps on 30 photographs, the teacher finds 24 objects an image that pass the
-thresholds, at the end 46 (27.6 are labelled), nearly all windows: most things with corners become one, and next to none
+thresholds, at the end 46 (27.6 are labelled), nearly all windows: most things with corners become one, and hardly any
 of the façades, cars and streets passes; a quarter of the pseudo-objects are right (the run's journal, and `leanmask
 train` warns of both). With thresholds per class (`method.filter=adaptive`) 26 an image, 45 % of them right, and 7.7.
 
