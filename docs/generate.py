@@ -260,8 +260,8 @@ laid exactly where their boxes lie: pasted as torchvision pastes masks, boxes ro
 too wide, the student learned that, and its teacher passed it on. On `facades` it hurts: 6.8 of 8.3 (AP75 4.2 and 5.5;
 all masks: 9.9). After burn-in, 400 steps on 30 photographs, the teacher finds 24 objects an image that pass the
 thresholds, at the end 46 (27.6 are labelled), nearly all windows: most things with corners become one, and hardly any
-of the façades, cars and streets passes; a quarter of the pseudo-objects are right (the run's journal, and `leanmask
-train` warns of both). With thresholds per class (`method.filter=adaptive`) 26 an image, 45 % of them right, and 7.7.
+of the façades, cars and streets passes; a quarter of the pseudo-objects are right (the run's journal; the training
+warns of both). With thresholds per class (`method.filter=adaptive`) 26 an image, 45 % of them right, and 7.7.
 
 Mask2Former `tiny` from scratch does not learn classes from 50 images, so it has little to teach: supervised, on `tune`,
 lr 1e-3, 3.1 after 1,500 steps (2.4 with 5e-4); on `val` 2.3 after 4,000, and 2.5 with PL-DC. It finds masks (AR100 44),
