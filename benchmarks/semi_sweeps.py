@@ -1,10 +1,8 @@
 """What PL-DC's settings do on `tune`: both thresholds, the EMA, the weight of unlabelled images; and how far class and
 mask quality can be trusted.
 
-    python benchmarks/semi_sweeps.py thresholds ema weight method.burn_in_fraction=0.2 method.judge_share=0.5 --jobs 2
+    python benchmarks/semi_sweeps.py thresholds ema weight --jobs 2
     python benchmarks/semi_sweeps.py --trust --out benchmarks/results/semi_trust.json
-
-The first line is for the rows that are there: they were measured before the arm's burn-in and judge were chosen.
 
 A sweep's rows go where `leanmask bench` keeps them (`tune-semi-5.json`), with their overrides; finished ones are
 skipped and interrupted ones continued. `--trust` labels the unlabelled images with both thresholds at 0, by the arm's
@@ -38,10 +36,10 @@ from leanmask.pseudo.images import PseudoOptions, pseudo
 SWEEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "thresholds": tuple(
         ()
-        if (class_quality, mask_quality) == (0.7, 0.8)
+        if (class_quality, mask_quality) == (0.5, 0.7)
         else (f"method.class_quality={class_quality}", f"method.mask_quality={mask_quality}")
-        for class_quality in (0.5, 0.7, 0.85, 0.9)
-        for mask_quality in (0.7, 0.8, 0.9)
+        for class_quality in (0.3, 0.5, 0.7, 0.9)
+        for mask_quality in (0.5, 0.7, 0.9)
     ),
     "ema": (
         (),
