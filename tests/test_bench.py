@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from run_helpers import Outcome
@@ -17,7 +18,7 @@ from run_helpers import Outcome
 from leanmask.bench import demo as demo_module
 from leanmask.bench import handwriting
 from leanmask.bench import table as table_module
-from leanmask.bench.arms import SEMI, SPARSE, arms_of, in_order
+from leanmask.bench.arms import SEMI, SPARSE, UNJUDGED, arms_of, in_order
 from leanmask.bench.demo import demo
 from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE, HandwritingSpec
 from leanmask.bench.names import folder_name
@@ -113,7 +114,10 @@ def test_the_semi_table_runs_on_classes_that_are_no_digits(digits: Path, options
     (row,) = bench("semi-25", own).rows
     assert row["arm"] == "pldc"
     assert "note" not in row
-    assert "judge: null" in (run_folders("semi-25", own)[0] / "config.yaml").read_text()
+    method = yaml.safe_load((run_folders("semi-25", own)[0] / "config.yaml").read_text())["method"]
+    # Where nobody mends classes, the teacher has to be surer of them.
+    assert {key: method[key] for key in UNJUDGED} == {"judge": None, "class_quality": 0.7, "mask_quality": 0.8}
+    assert arms_of("semi-25")["pldc"].settings["method"]["class_quality"] < method["class_quality"]
     assert not any(arm.note() for arm in arms_of("semi-25", own_data=True).values())
     # Without a judge anywhere, this arm would be `pldc` again.
     with pytest.raises(ConfigError, match="unknown arm 'no_correction'"):
