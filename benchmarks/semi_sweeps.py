@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from leanmask.bench.arms import SEMI
 from leanmask.bench.commit import commit
 from leanmask.bench.table import BenchOptions, Row, bench, run_folders
 from leanmask.data.coco import write_json
@@ -30,13 +31,15 @@ from leanmask.data.layout import locate
 from leanmask.evaluation.trust import quality
 from leanmask.pseudo.images import PseudoOptions, pseudo
 
+_ARM = SEMI["pldc"].settings["method"]
+
 # The shapes of the published tables. () is the arm as it is, which the sweeps share: trained once. In a training this
 # short the teacher's average is bounded by its warm-up, so `ema` takes warm-ups of other lengths, and keeps without
 # one (1).
 SWEEPS: dict[str, tuple[tuple[str, ...], ...]] = {
     "thresholds": tuple(
         ()
-        if (class_quality, mask_quality) == (0.5, 0.7)
+        if (class_quality, mask_quality) == (_ARM["class_quality"], _ARM["mask_quality"])
         else (f"method.class_quality={class_quality}", f"method.mask_quality={mask_quality}")
         for class_quality in (0.3, 0.5, 0.7, 0.9)
         for mask_quality in (0.5, 0.7, 0.9)

@@ -89,8 +89,8 @@ JUDGE = "python:leanmask.bench.handwriting:handwriting_judge"
 
 # Chosen on `tune` at 5 % (tune-semi-5.json). A network from scratch learns where objects are long before what they are,
 # so pseudo-labels start late, and at first the judge alone says what they are. As the judge mends classes, the teacher
-# need not be sure of them: mask AP 37.9 with these thresholds, 35.5 with those of UNJUDGED, which without a judge make
-# 31.3, these 27.4; 27.8 without pseudo-labels.
+# need not be sure of them: mask AP 37.9, 35.5 with the thresholds of UNJUDGED. Without a judge it is the other way
+# round: 27.4 and 31.3. Without pseudo-labels: 27.8.
 _TUNED = {"burn_in_fraction": 0.4, "judge": JUDGE, "judge_share": 1.0, "class_quality": 0.5, "mask_quality": 0.7}
 UNJUDGED = {"judge": None, "class_quality": 0.7, "mask_quality": 0.8}
 
