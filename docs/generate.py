@@ -290,9 +290,9 @@ and 0.7 37.1, 0.5 and 0.8 37.2, 0.5 and 0.5 36.9; 0.5 and 0.9 30.8). With these,
 the arms have the former. At 0.7 and 0.8, a weight of 2 makes 34.0, and a teacher without warm-up at keep 0.999 30.1.
 
 Guided distillation (one seed; 1,500 steps for the teacher, 1,500 for the student) makes 16.7 on `val`, less than its
-teacher (27.7): the teacher becomes a copy of the student after 15 % of the second training (published), which here are
-225 steps from scratch. Frozen for 60 % of it: 31.7 on `tune`, without a judge; PL-DC without one makes 31.3 in half as
-many steps in all, supervised training 27.8.
+teacher (27.7, the run's journal): the teacher becomes a copy of the student after 15 % of the second training
+(published), which here are 225 steps from scratch. Frozen for 60 % of it: 31.7 on `tune`, without a judge; PL-DC
+without one makes 31.3 in half as many steps in all, supervised training 27.8.
 
 PointWSSIS, `val`, weak-semi-5, three seeds: 42.5, the same training on the strong images alone 32.3, which is 1.32
 times as much, and the student of rough masks 40.2, so refinement is worth 2.4. With all masks SOLOv2 reaches 39.4
