@@ -423,13 +423,13 @@ def _type(annotation: Any) -> str:
         return " \\| ".join(f"`{value}`" for value in parts)
     if type(None) in parts:
         return " \\| ".join([_type(part) for part in parts if part is not type(None)] + ["`null`"])
-    return str(annotation) if parts else str(annotation.__name__)
+    return str(annotation).replace("typing.", "") if parts else str(annotation.__name__)
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
         return "*required*"
-    value = field.default
     if isinstance(value, tuple):
         return f"`{list(value)}`"
     return "`null`" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
