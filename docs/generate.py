@@ -276,7 +276,8 @@ How its settings were found: `tune`, semi-5, one seed, where supervised training
 First with masks a pixel too wide: with burn-in for 20 % of the training and a judge that counts half at first
 (published), 15 of 15 settings lose, the best of them with 26.7: a network from scratch knows where objects are long
 before it knows what they are, and learns its own wrong classes. Burn-in for 40 % takes thresholds of 0.7 and 0.8 from
-24.4 to 29.9, a judge who decides alone at first to 26.8, both to 33.1.
+24.4 to 29.9, a judge who decides alone at first to 26.8, both to 33.1 (its row, since measured again, stands in commit
+e7c5e49).
 
 How far class and mask can be trusted, even after the best training of all (37.9, below; `semi_trust.json`): a fifth of
 the objects with a class probability of 0.5 to 0.6 have the right class, two fifths at 0.7 to 0.8, 88 % above 0.9. Of
