@@ -28,6 +28,7 @@ from leanmask.bench.table import BenchOptions, Row, bench, run_folders
 from leanmask.data.coco import write_json
 from leanmask.data.files import read_json
 from leanmask.data.layout import locate
+from leanmask.errors import LeanmaskError
 from leanmask.evaluation.trust import quality
 from leanmask.pseudo.images import PseudoOptions, pseudo
 
@@ -79,11 +80,14 @@ def main() -> None:
         jobs=told.jobs,
         overrides=tuple(name for name in told.what if "=" in name),
     )
-    found: dict[str, Any] = {name: sweep(told.protocol, SWEEPS[name], options) for name in sweeps}
-    if told.trust:
-        found["trust"] = trust(told.protocol, options)
-        if told.out:
-            write_json(told.out, found["trust"], overwrite=True)
+    try:
+        found: dict[str, Any] = {name: sweep(told.protocol, SWEEPS[name], options) for name in sweeps}
+        if told.trust:
+            found["trust"] = trust(told.protocol, options)
+    except LeanmaskError as error:  # a misspelt setting, Ctrl-C in a training
+        parser.error(str(error))
+    if told.trust and told.out:
+        write_json(told.out, found["trust"], overwrite=True)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 

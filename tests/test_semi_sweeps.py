@@ -57,3 +57,26 @@ def test_a_sweep_is_kept_and_the_qualities_are_measured(
     assert (found["what"], found["arm"], found["steps"]) == ("semi_trust", "no_correction", 2)
     assert found["overall"]["count"] > 0
     assert set(found["bins"]) == {"class_quality", "mask_quality", "product"}
+
+
+@pytest.mark.parametrize(
+    ("told", "answer"),
+    [
+        (["threshold"], "there is no sweep 'threshold'"),
+        (["weight", "method.clas_quality=0.5"], "unknown setting 'method.clas_quality'; did you mean 'class_quality'"),
+        (["weight", "--arm", "pldcc"], "unknown arm 'pldcc' of semi-5; did you mean 'pldc'"),
+    ],
+)
+def test_a_mistake_is_a_sentence(
+    script: ModuleType,
+    told: list[str],
+    answer: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr("sys.argv", ["semi_sweeps.py", *told, *folders])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert answer in capsys.readouterr().err
