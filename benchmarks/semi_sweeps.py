@@ -84,8 +84,10 @@ def main() -> None:
         found: dict[str, Any] = {name: sweep(told.protocol, SWEEPS[name], options) for name in sweeps}
         if told.trust:
             found["trust"] = trust(told.protocol, options)
-    except LeanmaskError as error:  # a misspelt setting, Ctrl-C in a training
+    except LeanmaskError as error:  # such as a misspelt setting, or Ctrl-C in a training, which is saved
         parser.error(str(error))
+    except KeyboardInterrupt:  # elsewhere
+        parser.exit(130, "stopped by Ctrl-C\n")
     if told.trust and told.out:
         write_json(told.out, found["trust"], overwrite=True)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")

@@ -80,3 +80,16 @@ def test_a_mistake_is_a_sentence(
     with pytest.raises(SystemExit, match="2"):
         script.main()
     assert answer in capsys.readouterr().err
+
+
+def test_ctrl_c_between_trainings_is_a_sentence(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.argv", ["semi_sweeps.py", "weight"])
+    monkeypatch.setattr(script, "sweep", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        script.main()
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
