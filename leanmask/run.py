@@ -21,6 +21,7 @@ from leanmask.engine.distributed import start_processes, world_size
 from leanmask.errors import ConfigError, RunError, suggest
 from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve
+from leanmask.settling import settle
 from leanmask.stages import StagedRun
 from leanmask.summary import OnStep, TrainSummary
 from leanmask.version import __version__
@@ -34,12 +35,13 @@ def train(
     overrides: Sequence[str] = (),
     until: str | None = None,
     on_progress: OnStep | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> TrainSummary:
     """Train on `data` into the new folder `out`.
 
     Settings come from the defaults, from `settings`, a mapping or a YAML file, and from dotted `overrides` such as
     "train.steps=500", later ones winning; docs/configuration.md lists them. until: the last stage to do now of a method
-    that has several. Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with
+    that has several. tell: called with sentences about the settings, before the first step. Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with
     a sentence that says what to do.
     """
     told = load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {}
@@ -48,6 +50,10 @@ def train(
     checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
     if start_processes().is_main_process:
         _require_new(Path(out))
+    checked, notes = settle(checked)
+    if tell is not None:
+        for note in notes:
+            tell(note)
     return _run(checked, Path(out), until, on_progress)
 
 

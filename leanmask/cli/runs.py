@@ -77,8 +77,14 @@ def train(
             named = [f"{key}={value}" for key, value in _named(method, model, steps) if value is not None]
             sources = {"data": {"unlabelled": [str(path.absolute()) for path in unlabelled]}} if unlabelled else {}
             settings, told = merge(load_yaml(config) if config else {}, sources), [*named, *(overrides or ())]
-            summary = run_train(data, out, settings=settings, overrides=told, until=until, on_progress=on_progress)
+            summary = run_train(
+                data, out, settings=settings, overrides=told, until=until, on_progress=on_progress, tell=_say
+            )
     say(as_json, summary.to_json(), summary.to_text())
+
+
+def _say(sentence: str) -> None:
+    messages.print(sentence, markup=False, soft_wrap=True)
 
 
 def _named(method: str | None, model: str | None, steps: int | None) -> list[tuple[str, Any]]:

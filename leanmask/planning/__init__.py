@@ -1,0 +1,1 @@
+"""From a data set and a machine to settings: what fits, each choice with its reason."""
