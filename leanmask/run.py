@@ -41,7 +41,8 @@ def train(
 
     Settings come from the defaults, from `settings`, a mapping or a YAML file, and from dotted `overrides` such as
     "train.steps=500", later ones winning; docs/configuration.md lists them. until: the last stage to do now of a method
-    that has several. tell: called with sentences about the settings, before the first step. Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with
+    that has several. tell: called with sentences about the settings, before the first step. Raises ConfigError,
+    DataError, RunError (the folder exists already) or TrainingStopped, each with
     a sentence that says what to do.
     """
     told = load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {}

@@ -1,6 +1,4 @@
-"""Policy as a test, one per rule: who may import whom, what every file says of itself, who may print, and that importing
-does no work.
-"""
+"""Policy as tests, one per rule: who may import whom, what every file says of itself, who may print, and more."""
 
 from __future__ import annotations
 
