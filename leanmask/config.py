@@ -7,7 +7,8 @@ names (`_steps`, `_px`, `_fraction`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,6 +198,38 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
         except yaml.YAMLError:
             place[leaf] = text
     return result
+
+
+def get_setting(settings: Mapping[str, Any], dotted: str, default: Any = None) -> Any:
+    """The value of a dotted setting such as "train.steps"; `default` where nothing is said of it."""
+    place: Any = settings
+    for part in dotted.split("."):
+        if not isinstance(place, Mapping) or part not in place:
+            return default
+        place = place[part]
+    return place
+
+
+def set_setting(settings: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A copy of `settings` in which one dotted setting has this value."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return merge(settings, value)
+
+
+def commented_yaml(settings: Mapping[str, Any], reasons: Mapping[str, str], prefix: str = "") -> str:
+    """Nested settings as YAML, a line each; behind a value its reason, where there is one (by dotted name)."""
+    lines = []
+    depth = "  " * (prefix.count(".") if prefix else 0)
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            lines.append(f"{depth}{key}:\n{commented_yaml(value, reasons, f'{name}.')}")
+            continue
+        text = yaml.safe_dump({key: value}, default_flow_style=None, width=math.inf, allow_unicode=True).rstrip("\n")
+        reason = f"  # {' '.join(reasons[name].split())}" if name in reasons else ""
+        lines.append(f"{depth}{text}{reason}\n")
+    return "".join(lines)
 
 
 def _copy(settings: dict[str, Any]) -> dict[str, Any]:
