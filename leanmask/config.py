@@ -105,6 +105,13 @@ class TrainConfig(Frozen):
     """Length, size and safety of a training run."""
 
     steps: int = Field(3000, ge=1, description="student updates")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="length as passes over the labelled training images, instead of `steps`: epochs * images / "
+        "batch_size updates, rounded up (null = `steps` counts)",
+    )
     batch_size: int = Field(
         8, ge=1, description="labelled images per update, over all processes and accumulation steps"
     )
@@ -129,6 +136,11 @@ class TrainConfig(Frozen):
         None, description="repeatable kernels; null = on CPUs, bit for bit, and not on GPUs, where they are slower"
     )
     eval_every_steps: int = Field(0, ge=0, description="0 = only at the end")
+    patience: int = Field(
+        0,
+        ge=0,
+        description="evaluations in a row without a better mask AP that end the training early, `best` kept; 0 = never",
+    )
     checkpoint_every_steps: int = Field(200, ge=1)
     log_every_steps: int = Field(10, ge=1)
     collapse_stop_windows: int = Field(
@@ -155,6 +167,12 @@ class EvaluationConfig(Frozen):
     )
     who: tuple[Literal["student", "teacher"], ...] = Field(
         ("student", "teacher"), description="which networks to evaluate"
+    )
+    pictures: int = Field(
+        4,
+        ge=0,
+        description="validation images, spread over the split, that every evaluation draws: what was predicted beside "
+        "the truth, in evaluation/*/pictures, TensorBoard and the report",
     )
 
 

@@ -21,7 +21,7 @@ from leanmask.engine.distributed import start_processes, world_size
 from leanmask.errors import ConfigError, RunError, suggest
 from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve
-from leanmask.settling import settle
+from leanmask.settling import settle, without_replaced_length
 from leanmask.stages import StagedRun
 from leanmask.summary import OnStep, TrainSummary
 from leanmask.version import __version__
@@ -47,12 +47,12 @@ def train(
     """
     told = load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {}
     given = merge({"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}, dict(told))
-    given = apply_overrides(given, overrides)
+    given = apply_overrides(without_replaced_length(given, apply_overrides({}, overrides)), overrides)
     checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
     if start_processes().is_main_process:
         _require_new(Path(out))
     checked, notes = settle(checked)
-    if tell is not None:
+    if tell is not None and start_processes().is_main_process:
         for note in notes:
             tell(note)
     return _run(checked, Path(out), until, on_progress)

@@ -114,10 +114,10 @@ class StagedRun:
             settings = merge(settings, {"model": {"weights": self._weights_of(stage.encoder)}})
         return resolve(settings)
 
-    def _length_of(self, stage: TrainStage) -> dict[str, int]:
+    def _length_of(self, stage: TrainStage) -> dict[str, Any]:
         steps = max(round(self.config.train.steps * stage.steps_fraction), 1)
         often = {"eval_every_steps": max(steps // stage.evaluations, 1)} if stage.evaluations else {}
-        return {"steps": steps, **often}
+        return {"steps": steps, "epochs": None, **often}  # a stage's data are others, and so would its epochs be
 
     def _weights_of(self, name: str) -> str:
         return str(self.stage_folder(name).absolute() / "best.safetensors")
@@ -220,7 +220,8 @@ class StagedRun:
 
         def report(step: int, total: int, note: str) -> None:
             if self.on_progress:
-                self.on_progress(before + step, total_steps, f"{stage.name}: {note}")
+                kind = type(note)  # a line stays one
+                self.on_progress(before + step, total_steps, kind(f"{stage.name}: {note}"))
 
         return report
 

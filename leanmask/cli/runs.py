@@ -55,6 +55,9 @@ def train(
     method: Annotated[str | None, typer.Option(help=f"{_listed(METHODS | STAGED)}. [default: maskbooster]")] = None,
     model: Annotated[str | None, typer.Option(help=f"{_listed(MODELS)}. [default: mask_rcnn]")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Instead of --steps: passes over the labelled training images.")
+    ] = None,
     unlabelled: Annotated[
         list[Path] | None, typer.Option(help="Folder or COCO file of unlabelled images; may be given several times.")
     ] = None,
@@ -62,19 +65,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model. The same command under torchrun uses many GPUs or machines."""
-    with progress("training", as_json) as report:
-
-        def on_progress(step: int, total: int, note: str) -> None:
-            if step == 0:
-                messages.print(note, markup=False, soft_wrap=True)
-            report(step, total, note if step else "")
-
+    with progress("training", as_json) as on_progress:
         if resume is not None:
             summary = run_resume(resume, until=until, on_progress=on_progress)
         elif data is None or out is None:
             raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
         else:
-            named = [f"{key}={value}" for key, value in _named(method, model, steps) if value is not None]
+            named = [f"{key}={value}" for key, value in _named(method, model, steps, epochs) if value is not None]
             sources = {"data": {"unlabelled": [str(path.absolute()) for path in unlabelled]}} if unlabelled else {}
             settings, told = merge(load_yaml(config) if config else {}, sources), [*named, *(overrides or ())]
             summary = run_train(
@@ -87,8 +84,8 @@ def _say(sentence: str) -> None:
     messages.print(sentence, markup=False, soft_wrap=True)
 
 
-def _named(method: str | None, model: str | None, steps: int | None) -> list[tuple[str, Any]]:
-    return [("method.name", method), ("model.name", model), ("train.steps", steps)]
+def _named(method: str | None, model: str | None, steps: int | None, epochs: float | None) -> list[tuple[str, Any]]:
+    return [("method.name", method), ("model.name", model), ("train.steps", steps), ("train.epochs", epochs)]
 
 
 @app.command(
