@@ -121,8 +121,14 @@ class TrainConfig(Frozen):
     )
     accumulate: int = Field(1, ge=1, description="gradient accumulation: forward passes per update")
     seed: int = Field(0, ge=0)
-    precision: Literal["fp32", "bf16"] = "bf16"
-    channels_last: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="auto = bf16 (autocast) where the processor or GPU computes it natively, else fp32; a trained "
+        "network is used in bf16 only where it was trained so and the device computes it natively",
+    )
+    channels_last: bool | Literal["auto"] = Field(
+        "auto", description="memory order of images and maps in training; auto = where it is measured to be faster"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of a process; null = torch's choice")
     deterministic: bool | None = Field(
         None, description="repeatable kernels; null = on CPUs, bit for bit, and not on GPUs, where they are slower"

@@ -16,8 +16,8 @@ import torch
 import torchvision
 
 from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
-from leanmask.devices import use_cpu
-from leanmask.engine.distributed import start_processes, world_size
+from leanmask.devices import capability, training_device, use_cpu
+from leanmask.engine.distributed import everyones, start_processes, world_size
 from leanmask.errors import ConfigError, RunError, suggest
 from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve
@@ -51,18 +51,31 @@ def train(
     checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
     if start_processes().is_main_process:
         _require_new(Path(out))
-    checked, notes = settle(checked)
-    if tell is not None:
+    return _run(_settled(checked, tell), Path(out), until, on_progress)
+
+
+def resume(
+    run: str | Path,
+    *,
+    until: str | None = None,
+    on_progress: OnStep | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> TrainSummary:
+    """Go on with an interrupted run in its folder; on CPU to the same weights, bit for bit, as if uninterrupted. It
+    keeps the precision that it began with. until, tell: as in `train`.
+    """
+    started = load_config(Path(run))
+    start_processes()
+    return _run(_settled(started, tell), Path(run), until, on_progress)
+
+
+def _settled(config: RunConfig, tell: Callable[[str], None] | None) -> RunConfig:
+    """The first process's settled settings: machines of several kinds train one network in one precision."""
+    found, notes = everyones(settle(config))[0]
+    if tell is not None and start_processes().is_main_process:
         for note in notes:
             tell(note)
-    return _run(checked, Path(out), until, on_progress)
-
-
-def resume(run: str | Path, *, until: str | None = None, on_progress: OnStep | None = None) -> TrainSummary:
-    """Go on with an interrupted run in its folder; on CPU to the same weights, bit for bit, as if uninterrupted.
-    until: as in `train`.
-    """
-    return _run(load_config(Path(run)), Path(run), until, on_progress)
+    return found
 
 
 def _run(config: RunConfig, folder: Path, until: str | None, on_progress: OnStep | None) -> TrainSummary:
@@ -115,6 +128,7 @@ def _vary_processes(config: TrainConfig, rank: int) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this process, for the run folder and `leanmask doctor`."""
+    here = capability(training_device())
     return {
         "leanmask": __version__,
         "python": platform.python_version(),
@@ -124,6 +138,8 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processor": here.name,
+        "capability": str(here),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "processes": world_size(),
         "command": sys.argv,

@@ -253,7 +253,8 @@ class Session:
         found: list[PseudoImage] = []
         files: list[str] = []
         for views in evaluation_batches(images, self.config.evaluation.batch_size, workers=self.config.data.workers):
-            with torch.inference_mode():
+            bf16 = self.config.train.precision == "bf16"
+            with torch.inference_mode(), torch.autocast(self.state.device.type, torch.bfloat16, enabled=bf16):
                 labels = self.method.pseudo_labels(self.teacher.model, views.to(self.state.device))
             if labels is None:
                 return None

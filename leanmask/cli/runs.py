@@ -70,7 +70,7 @@ def train(
             report(step, total, note if step else "")
 
         if resume is not None:
-            summary = run_resume(resume, until=until, on_progress=on_progress)
+            summary = run_resume(resume, until=until, on_progress=on_progress, tell=_say)
         elif data is None or out is None:
             raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
         else:
