@@ -18,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from leanmask.errors import ConfigError, suggest
 
 
+END = "...\n"  # of a YAML document that is a single value
+
+
 class Frozen(BaseModel):
     """Base of all configs: immutable, unknown keys are errors, descriptions end up in the configuration reference."""
 
@@ -129,8 +132,14 @@ class TrainConfig(Frozen):
     )
     accumulate: int = Field(1, ge=1, description="gradient accumulation: forward passes per update")
     seed: int = Field(0, ge=0)
-    precision: Literal["fp32", "bf16"] = "bf16"
-    channels_last: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="auto = bf16 (autocast) where the processor or GPU computes it natively, else fp32; a trained "
+        "network is used in bf16 only where it was trained so and the device computes it natively",
+    )
+    channels_last: bool | Literal["auto"] = Field(
+        "auto", description="memory order of images and maps in training; auto = where it is measured to be faster"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of a process; null = torch's choice")
     deterministic: bool | None = Field(
         None, description="repeatable kernels; null = on CPUs, bit for bit, and not on GPUs, where they are slower"
@@ -242,12 +251,16 @@ def commented_yaml(settings: Mapping[str, Any], reasons: Mapping[str, str], pref
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            lines.append(f"{depth}{key}:\n{commented_yaml(value, reasons, f'{name}.')}")
+            lines.append(f"{depth}{_key(key)}:\n{commented_yaml(value, reasons, f'{name}.')}")
             continue
-        text = yaml.safe_dump({key: value}, default_flow_style=None, width=math.inf, allow_unicode=True).rstrip("\n")
+        shown = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False)
         reason = f"  # {' '.join(reasons[name].split())}" if name in reasons else ""
-        lines.append(f"{depth}{text}{reason}\n")
+        lines.append(f"{depth}{_key(key)}: {shown.removesuffix(END).strip()}{reason}\n")
     return "".join(lines)
+
+
+def _key(name: Any) -> str:
+    return str(yaml.safe_dump(name, allow_unicode=True)).removesuffix(END).strip()
 
 
 def _copy(settings: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from leanmask.planning.published import coco_weights
 from leanmask.planning.rules import LEAST_STEPS, RULES, Choice, Known, remarks
 from leanmask.planning.timing import seconds_per_step
 from leanmask.settings import resolve
-from leanmask.settling import settle
+from leanmask.settling import epoch_steps, settle, without_replaced_length
 
 PLANNED_FOR = "planned_for"
 USUAL_MINUTES = 20.0  # of a training on a processor, where the user names none
@@ -107,7 +107,8 @@ def plan(
     """
     told = dict(load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {})
     made_for = told.pop(PLANNED_FOR, None)
-    given = apply_overrides(merge(told, {"data": {"path": str(Path(data).absolute())}}), overrides)
+    own = merge(told, {"data": {"path": str(Path(data).absolute())}})
+    given = apply_overrides(without_replaced_length(own, apply_overrides({}, overrides)), overrides)
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes is {minutes}; a training takes more than 0")
     config = resolve(merge({"model": {"name": "mask_rcnn"}, "method": {"name": "supervised"}}, _shared(given))).data
@@ -128,7 +129,12 @@ def choose(found: Fingerprint, machine: Machine, given: Mapping[str, Any], minut
         if name == "model.backbone" and machine.gpu:
             weights = coco_weights(str(get_setting(settings, "model.name")))
         answer = rule(Known(found, machine, settings, weights))
-        if name == "train.steps":
+        if name == "train.steps" and (epochs := get_setting(given, "train.epochs")) is not None:
+            answer = (
+                epoch_steps(epochs, found.images, settings["train"]["batch_size"]),
+                f"{epochs:g} epochs, as you set",
+            )
+        elif name == "train.steps" and answer is not None:
             answer, seconds = _in_time(answer, settings, machine, minutes)
         if answer is not None:
             choices.append(Choice(name, *answer))
@@ -139,10 +145,10 @@ def choose(found: Fingerprint, machine: Machine, given: Mapping[str, Any], minut
 
 
 def _in_time(
-    answer: tuple[Any, str] | None, settings: dict[str, Any], machine: Machine, minutes: float | None
-) -> tuple[tuple[Any, str] | None, float | None]:
+    answer: tuple[Any, str], settings: dict[str, Any], machine: Machine, minutes: float | None
+) -> tuple[tuple[Any, str], float | None]:
     """The number of steps that the minutes allow, and the seconds that they take."""
-    if answer is None or (machine.gpu and minutes is None):
+    if machine.gpu and minutes is None:
         return answer, None
     each = seconds_per_step(settle(resolve(settings))[0])
     limit, (steps, why) = 60 * (minutes or USUAL_MINUTES), answer

@@ -197,10 +197,8 @@ def batch_size(known: Known) -> tuple[Any, str]:
     return wanted, "usual" if wanted == 8 else f"images of {side} px take long on a processor"
 
 
-def steps(known: Known) -> tuple[Any, str] | None:
+def steps(known: Known) -> tuple[Any, str]:
     """Before the time is known; `plan` shortens it to what the user's minutes allow."""
-    if known["train.epochs"] is not None:
-        return None
     images = known.data.labelled_images
     passes = EPOCHS[known.place]
     wanted = passes * images / known["train.batch_size"]
@@ -219,9 +217,7 @@ def weight_decay(known: Known) -> tuple[Any, str]:
     return 0.05, "usual with AdamW"
 
 
-def warmup(known: Known) -> tuple[Any, str] | None:
-    if known["train.steps"] is None:
-        return None
+def warmup(known: Known) -> tuple[Any, str]:
     return max(min(100, known["train.steps"] // 6), 1), "a sixth of the training, at most 100 steps"
 
 
@@ -253,7 +249,7 @@ def repeat_threshold(known: Known) -> tuple[Any, str] | None:
 
 
 def evaluations(known: Known) -> tuple[Any, str] | None:
-    if known["train.steps"] is None or not known.data.val_images:
+    if not known.data.val_images:
         return None
     return max(known["train.steps"] // 4, 1), "four points of a curve"
 
