@@ -28,6 +28,7 @@ from leanmask.errors import ConfigError, suggest
 from leanmask.processes import end_with_parent
 from leanmask.reports.tables import Table, benchmark_table
 from leanmask.run import resume, train
+from leanmask.settings import load_config
 from leanmask.summary import OnStep
 
 Row = dict[str, Any]
@@ -296,5 +297,5 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
         **stage_quality(task.run, task.arm.stage),
         "train_seconds": round(summary.seconds, 1),
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine(load_config(task.run).train.precision),
     }
