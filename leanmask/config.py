@@ -113,7 +113,7 @@ class TrainConfig(Frozen):
         gt=0,
         allow_inf_nan=False,
         description="length as passes over the labelled training images, instead of `steps`: epochs * images / "
-        "batch_size updates, rounded up (null = `steps` counts)",
+        "batch_size updates, rounded up; of images that are shown more often each counts once; null = `steps` counts",
     )
     batch_size: int = Field(
         8, ge=1, description="labelled images per update, over all processes and accumulation steps"

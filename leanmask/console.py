@@ -56,8 +56,8 @@ def progress(title: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=messages,
-        disable=quiet or _SILENT,
-        transient=not messages.is_terminal,
+        disable=quiet or _SILENT or not messages.is_terminal,
+        speed_estimate_period=600,  # of the last 30 seconds, as is usual, an evaluation would leave nothing to go by
     )
     with bar:
         task = bar.add_task(title, total=None, note="")

@@ -18,7 +18,7 @@ TINY: dict[str, Any] = {
     "data": {"image_size": 64, "workers": 0},
     "train": {"steps": 3, "batch_size": 2, "threads": 1, "log_every_steps": 1, "checkpoint_every_steps": 2},
     "optim": {"warmup_steps": 1},
-    "evaluation": {"batch_size": 4},
+    "evaluation": {"batch_size": 4, "pictures": 1},
 }
 
 

@@ -26,7 +26,7 @@ from leanmask.inference import evaluate, load
 from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.page import write_report
 from leanmask.run import resume
-from leanmask.summary import TrainSummary
+from leanmask.summary import LogLine, TrainSummary
 
 SETTINGS = merge(TINY, {"method": {"name": "self_training"}, "train": {"steps": 2}})
 
@@ -166,7 +166,7 @@ def test_an_interrupted_stage_says_how_to_go_on_with_the_whole_run(
     pointed: Path, tmp_path: Path, until: str | None, again: str
 ) -> None:
     def interrupt(step: int, total: int, note: str) -> None:
-        if step == 1 and "loss" in note:
+        if step == 1 and isinstance(note, LogLine):
             os.kill(os.getpid(), signal.SIGINT)
 
     settings = merge(SETTINGS, {"train": {"steps": 4}})

@@ -205,12 +205,13 @@ class _Training:
 
     def early_stop_message(self) -> str:
         """What happened, why, and which weights are the result."""
-        assert self.best is not None
-        assert self.best["AP"] is not None
+        count, best = self.evaluations_since_best, self.best
+        assert best is not None
+        assert best["AP"] is not None
         return (
-            f"stopped early at step {self.step} of {self.job.train.steps}: in {self.evaluations_since_best} "
-            f"evaluations in a row (train.patience) no mask AP was above {100 * self.best['AP']:.1f}, that of the "
-            f"{self.best['who']} at step {self.best['step']}"
+            f"stopped early at step {self.step} of {self.job.train.steps}: in {count} evaluation{'s' * (count > 1)} in "
+            f"a row (train.patience) no mask AP was above {100 * best['AP']:.1f}, that of the {best['who']} at step "
+            f"{best['step']}; the training is finished"
         )
 
     def keep_weights(self) -> None:

@@ -108,7 +108,7 @@ def _cut(text: str, width_px: int, font: Any) -> str:
 
 
 def read_pictures(folder: Path) -> list[Picture]:
-    """The pictures of a network's last evaluation, to be put into a page; none where none were drawn. A file that cannot
+    """The pictures of a network's last evaluation, for a page; none where none were drawn. A file that cannot
     be read is left out.
     """
     found = []
