@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmask.errors import ConfigError, suggest
 
-
 END = "...\n"  # of a YAML document that is a single value
 
 
@@ -251,16 +250,21 @@ def commented_yaml(settings: Mapping[str, Any], reasons: Mapping[str, str], pref
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
-            lines.append(f"{depth}{_key(key)}:\n{commented_yaml(value, reasons, f'{name}.')}")
+            lines.append(f"{depth}{_inline(key)}:\n{commented_yaml(value, reasons, f'{name}.')}")
             continue
-        shown = yaml.safe_dump(value, default_flow_style=True, width=math.inf, allow_unicode=True, sort_keys=False)
         reason = f"  # {' '.join(reasons[name].split())}" if name in reasons else ""
-        lines.append(f"{depth}{_key(key)}: {shown.removesuffix(END).strip()}{reason}\n")
+        lines.append(f"{depth}{_inline(key)}: {_inline(value)}{reason}\n")
     return "".join(lines)
 
 
-def _key(name: Any) -> str:
-    return str(yaml.safe_dump(name, allow_unicode=True)).removesuffix(END).strip()
+def _inline(value: Any) -> str:
+    """YAML on one line."""
+    for style in (None, '"'):  # in double quotes line breaks are escaped
+        text: str = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=math.inf, sort_keys=False)
+        text = text.removesuffix(END).strip()
+        if "\n" not in text:
+            break
+    return text
 
 
 def _copy(settings: dict[str, Any]) -> dict[str, Any]:
