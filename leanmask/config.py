@@ -99,7 +99,12 @@ class OptimConfig(Frozen):
     )
     warmup_steps: int = Field(100, ge=0)
     warmup_factor: float = Field(0.01, gt=0, le=1, description="rate at step 0, as a share of the peak")
-    backbone_lr_factor: float = Field(1.0, ge=0, description="0 freezes the backbone")
+    backbone_lr_factor: float | None = Field(
+        None,
+        ge=0,
+        description="the backbone's learning rate over lr; 0 freezes it; null = 0.3 for lite0 to lite2 and timm's with "
+        "weights, else 1",
+    )
     clip_norm: float | None = Field(5.0, description="largest gradient norm; null = no clipping")
 
 

@@ -28,7 +28,7 @@ from leanmask.models.base import Model
 from leanmask.records import Instances, Views
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
-from leanmask.settings import RunConfig, resolve
+from leanmask.settings import RunConfig, stored
 
 OnProgress = Callable[[int, int], None]
 
@@ -108,7 +108,7 @@ def load(run: str | Path, device: str | None = None) -> Loaded:
     weights, metadata = load_weights(path)
     if not {"config", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path} was not written by leanmask: it does not say which model and classes it is for")
-    config = resolve(json.loads(metadata["config"]))
+    config = stored(json.loads(metadata["config"]))
     classes = ClassMap.from_json(json.loads(metadata["classes"]))
     chosen = torch.device(device) if device else default_device()
     model = config.build_model(len(classes), pretrained=False)

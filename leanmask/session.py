@@ -224,7 +224,13 @@ class Session:
         return {
             "classes": self.classes.to_json(),
             "config": self.config.model_dump(mode="json"),
-            "preprocessing": {"image_size": self.config.data.image_size, "channels": "RGB", "range": [0, 1]},
+            "preprocessing": {
+                "image_size": self.config.data.image_size,
+                "channels": "RGB",
+                "range": [0, 1],
+                "mean": self.config.model.image_mean,  # type: ignore[attr-defined]
+                "std": self.config.model.image_std,  # type: ignore[attr-defined]
+            },
             "leanmask": __version__,
             "licence": "the weights are yours; their licence follows your data and any pretrained weights",
         }

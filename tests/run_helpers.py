@@ -16,6 +16,7 @@ train = partial(planned_train, plan=False)
 # The smallest network and shortest training that still goes through every part of the code.
 TINY: dict[str, Any] = {
     "data": {"image_size": 64, "workers": 0},
+    "model": {"backbone": "tiny"},
     "train": {"steps": 3, "batch_size": 2, "threads": 1, "log_every_steps": 1, "checkpoint_every_steps": 2},
     "optim": {"warmup_steps": 1},
     "evaluation": {"batch_size": 4, "pictures": 1},

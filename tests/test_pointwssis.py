@@ -49,7 +49,7 @@ from leanmask.stages import StagedRun
 from leanmask.summary import TrainSummary
 
 SMALL = {"tower_channels": 16, "tower_convs": 1, "kernel_channels": 16, "mask_channels": 16, "fpn_channels": 32}
-MODEL = {"name": "solov2", **SMALL, "candidates": 10, "detections_per_image": 5}
+MODEL = {"name": "solov2", "backbone": "tiny", **SMALL, "candidates": 10, "detections_per_image": 5}
 METHOD = {"name": "pointwssis", "online": True, "refiner": {"size_px": 32}, "refiner_steps_fraction": 0.5}
 SETTINGS = merge(TINY, {"model": MODEL, "method": METHOD, "train": {"steps": 2}, "evaluation": {"who": ["teacher"]}})
 STAGES = ["1-labels", "2-teacher", "3-rough", "4-refiner", "5-pseudo", "6-refined", "7-student", "8-online"]
