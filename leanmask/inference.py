@@ -25,6 +25,7 @@ from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.predictions import predict_results, write_results
 from leanmask.evaluation.validator import Validator, score_results, with_calibration
 from leanmask.models.base import Model
+from leanmask.models.spec import is_depthwise
 from leanmask.records import Instances, Views
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
@@ -45,7 +46,8 @@ class Loaded:
     @property
     def precision(self) -> Precision:
         """In which it is used here: the run's bf16 only where the device computes it natively, else fp32."""
-        return inference_precision(self.config.train.precision, self.device)
+        backbone: str = self.config.model.backbone  # type: ignore[attr-defined]
+        return inference_precision(self.config.train.precision, self.device, is_depthwise(backbone))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.devices import channels_last, settle_precision, training_device, use_cpu
 from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.models.spec import is_depthwise
 from leanmask.settings import RunConfig, resolve
 
 LENGTHS = ("steps", "epochs")  # of a training: the same thing said in two ways
@@ -31,7 +32,8 @@ def settle(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
     if config.train.deterministic is None:
         train["deterministic"] = use_cpu()
     device = training_device()
-    train["precision"], note = settle_precision(config.train.precision, device)
+    depthwise = is_depthwise(config.model.backbone)  # type: ignore[attr-defined]
+    train["precision"], note = settle_precision(config.train.precision, device, depthwise)
     notes += [note] if note else []
     if config.train.channels_last == "auto":
         train["channels_last"] = channels_last(train["precision"], device)
