@@ -20,6 +20,7 @@ from leanmask.bench.arms import (
     OWN_DATA,
     PLAN_MINUTES,
     PRESET,
+    SOLOV2_MINUTES,
     USUAL_MODEL,
     Arm,
     arms_of,
@@ -187,7 +188,8 @@ def usual_settings(options: BenchOptions) -> dict[str, Any]:
     with _alone(path):
         if not path.is_file():
             given = merge(OWN_DATA, {"model": {"name": options.model}})
-            plan(options.data, settings=given, minutes=PLAN_MINUTES).write(path)
+            minutes = SOLOV2_MINUTES if options.model == "solov2" else PLAN_MINUTES
+            plan(options.data, settings=given, minutes=minutes).write(path)
     settings = load_yaml(path)
     settings.pop(PLANNED_FOR)
     return settings
