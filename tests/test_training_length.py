@@ -263,7 +263,9 @@ def test_a_stage_that_stops_early_hands_on(digits: Path, tmp_path: Path) -> None
     summary = train(tmp_path / "points", tmp_path / "run", settings=settings)
     assert [stage.steps for stage in summary.stages] == [2, 2], "of 8 steps each"
     assert all(stage.stopped_early for stage in summary.stages)
-    assert summary.to_text().count("stopped early at step 2 of 8") == 2
+    says = "stopped early at step 2 of 8"
+    assert (summary.stopped_early or "").startswith(f"1-labels: {says}")
+    assert summary.to_text().count(says) == summary.to_json()["stopped_early"].count(says) == 2
     assert (tmp_path / "run" / "best.safetensors").is_file()
     assert (load_config(tmp_path / "run").train.steps, load_config(tmp_path / "run").train.epochs) == (8, 1.0)
     assert load_config(tmp_path / "run" / "3-student").train.epochs is None
