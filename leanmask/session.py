@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 
-from leanmask.config import DataConfig
+from leanmask.config import DataConfig, commented_yaml
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.dataset import EvalDataset, ImageSource, TrainDataset
 from leanmask.data.layout import SplitFiles, locate
@@ -144,8 +143,10 @@ class Session:
             workers=data.workers,
         )
 
-    def write_folder(self, environment: Mapping[str, Any]) -> None:
-        """Make the run folder with `config.yaml`, `env.json` and `data.json`."""
+    def write_folder(self, environment: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+        """Make the run folder with `config.yaml`, `env.json` and `data.json`. reasons: why settings have their values,
+        by dotted name.
+        """
         train, val = _split_names(self.config)
         data = {
             "classes": self.classes.to_json(),
@@ -159,7 +160,7 @@ class Session:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "env.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
             (self.folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
-            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+            text = commented_yaml(self.config.model_dump(mode="json"), reasons)
             (self.folder / "config.yaml").write_text(text, encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write the run folder {self.folder}: {error.strerror}") from None
@@ -223,7 +224,13 @@ class Session:
         return {
             "classes": self.classes.to_json(),
             "config": self.config.model_dump(mode="json"),
-            "preprocessing": {"image_size": self.config.data.image_size, "channels": "RGB", "range": [0, 1]},
+            "preprocessing": {
+                "image_size": self.config.data.image_size,
+                "channels": "RGB",
+                "range": [0, 1],
+                "mean": self.config.model.image_mean,  # type: ignore[attr-defined]
+                "std": self.config.model.image_std,  # type: ignore[attr-defined]
+            },
             "leanmask": __version__,
             "licence": "the weights are yours; their licence follows your data and any pretrained weights",
         }
@@ -313,7 +320,8 @@ class Session:
         found: list[PseudoImage] = []
         files: list[str] = []
         for views in evaluation_batches(images, self.config.evaluation.batch_size, workers=self.config.data.workers):
-            with torch.inference_mode():
+            bf16 = self.config.train.precision == "bf16"
+            with torch.inference_mode(), torch.autocast(self.state.device.type, torch.bfloat16, enabled=bf16):
                 labels = self.method.pseudo_labels(self.teacher.model, views.to(self.state.device))
             if labels is None:
                 return None

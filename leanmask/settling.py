@@ -12,7 +12,7 @@ from typing import Any
 from leanmask.config import merge
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import SplitFiles, locate
-from leanmask.devices import use_cpu
+from leanmask.devices import channels_last, settle_precision, training_device, use_cpu
 from leanmask.errors import ConfigError, DataError, suggest
 from leanmask.settings import RunConfig, resolve
 
@@ -20,15 +20,21 @@ LENGTHS = ("steps", "epochs")  # of a training: the same thing said in two ways
 
 
 def settle(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
-    """The settings with nothing left open, and sentences for the user about what was unusual in them.
+    """The settings with nothing left open, and sentences for the user about what was unusual in them. What is settled
+    already stays, so a run that goes on can be asked about as well.
 
-    Opens the training data where a length in epochs must become steps. Raises ConfigError when `train.steps` was given
-    as well and says something else, and DataError as opening the data does.
+    Opens the training data where a length in epochs must become steps. Raises ConfigError for what this machine cannot
+    do, and when `train.steps` was given beside `train.epochs` and says something else; DataError as opening the data.
     """
     train: dict[str, Any] = {}
     notes: list[str] = []
     if config.train.deterministic is None:
         train["deterministic"] = use_cpu()
+    device = training_device()
+    train["precision"], note = settle_precision(config.train.precision, device)
+    notes += [note] if note else []
+    if config.train.channels_last == "auto":
+        train["channels_last"] = channels_last(train["precision"], device)
     if config.train.epochs is not None:
         train["steps"], sentence = _steps_of_epochs(config, config.train.epochs)
         notes.append(sentence)

@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"geometry", "masks", "supervision"},
     "config": {"errors"},
     "costs": {"errors"},
-    "devices": set(),
+    "devices": {"errors"},
     "distributed": set(),
     "processes": set(),
     "summary": set(),

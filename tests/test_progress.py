@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
-from run_helpers import TINY, Outcome
+from run_helpers import TINY, Outcome, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leanmask import console
@@ -35,7 +35,6 @@ from leanmask.reports.evaluation_pictures import (
 from leanmask.reports.overlays import class_colour
 from leanmask.reports.page import write_report
 from leanmask.reports.pictures import Truth
-from leanmask.run import train
 from leanmask.summary import Line, LogLine, TrainSummary
 
 Cli = Callable[..., Outcome]

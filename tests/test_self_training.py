@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file
 
 from leanmask.config import merge
@@ -25,7 +25,7 @@ from leanmask.errors import ConfigError, DataError, RunInterrupted, TrainingStop
 from leanmask.inference import evaluate, load
 from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.page import write_report
-from leanmask.run import resume, train
+from leanmask.run import resume
 from leanmask.summary import LogLine, TrainSummary
 
 SETTINGS = merge(TINY, {"method": {"name": "self_training"}, "train": {"steps": 2}})

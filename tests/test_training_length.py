@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from run_helpers import TINY, Outcome
+from run_helpers import TINY, Outcome, train
 
 from leanmask.config import merge
 from leanmask.data.splits import split
@@ -24,7 +24,7 @@ from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.validator import Validator
 from leanmask.reports.collect import read_run
 from leanmask.reports.tables import run_comparison
-from leanmask.run import resume, train
+from leanmask.run import resume
 from leanmask.settings import load_config, resolve
 from leanmask.settling import epoch_steps, settle, without_replaced_length
 

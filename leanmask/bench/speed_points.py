@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from leanmask.bench.speed_steps import CPU, session_on, stepper
+from leanmask.bench.speed_steps import session_on, stepper, to_cpu
 from leanmask.bench.turns import Seconds, Works, in_turns, medians
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
-from leanmask.engine.step import to_device
 from leanmask.models.implicit_pointrend import ImplicitPointRend
 from leanmask.models.pointrend import PointRend
 from leanmask.records import Proposals
@@ -47,9 +46,7 @@ def _spent(folder: Path, model: str, rounds: int) -> dict[str, Seconds]:
     steps = {name: stepper(session) for name, session in sessions.items()}
 
     def own_batches() -> Works:
-        return {
-            name: partial(step, to_device(next(batches[name]), CPU, channels_last=True)) for name, step in steps.items()
-        }
+        return {name: partial(step, to_cpu(next(batches[name]))) for name, step in steps.items()}
 
     return in_turns(own_batches, rounds)
 
@@ -65,7 +62,7 @@ def pointrend_memory(objects: int = 300, side_px: int = 1024) -> dict[str, Any]:
     boxes = torch.cat([corner, corner + 20 + torch.rand(objects, 2) * 80], dim=1)
     zeros = torch.zeros(objects, dtype=torch.int64)
     for name, kind in (("pointrend", PointRend), ("implicit_pointrend", ImplicitPointRend)):
-        config = kind.Config(name=name, backbone="resnet50", norm="frozen_batch")
+        config = kind.Config(name=name, backbone="resnet50", weights=None, norm="frozen_batch")
         model = kind(config, 80).eval()
         features = model.features(torch.rand(1, 3, side_px, side_px))[:4]
         proposals = Proposals(image_index=zeros, boxes=boxes, object_index=zeros, categories=zeros)

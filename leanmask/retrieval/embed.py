@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -24,7 +25,8 @@ from leanmask.devices import default_device
 from leanmask.errors import CheckpointError, ConfigError
 from leanmask.geometry import Frame, transform_boxes
 from leanmask.inference import Loaded, load, weights_path
-from leanmask.models.timm_backbones import PREFIX, is_timm, require_timm_name, timm_library
+from leanmask.models.spec import PREFIX
+from leanmask.models.timm_backbones import require_timm_name
 from leanmask.records import Instances, Proposals
 from leanmask.retrieval.index import FloatArray
 
@@ -83,7 +85,9 @@ class PictureEmbedder:
 
 @dataclass(frozen=True, eq=False)
 class ObjectEmbedder:
-    """A picture is the objects that a trained network finds in it, each as what the network tells its class from."""
+    """A picture is the objects that a trained network finds in it, each as what the network tells its class from. In
+    fp32 whatever the run's precision, for vectors of a store are compared whichever machine made them.
+    """
 
     name: str
     loaded: Loaded
@@ -133,7 +137,7 @@ def load_embedder(name: str, weights: str | None = None, device: str | None = No
     weights: timm's, a local file, or DEFAULT to download them. Raises ConfigError or CheckpointError.
     """
     place = torch.device(device) if device else default_device()
-    if is_timm(name):
+    if name.startswith(PREFIX):
         return _timm(name, weights, place)
     if name.startswith(TRANSFORMERS):
         return _transformers(name, place)
@@ -155,10 +159,10 @@ def _timm(name: str, weights: str | None, place: torch.device) -> Embedder:
     if overlay and not Path(weights).is_file():
         raise CheckpointError(f"weights file {weights} does not exist")
     plain, size = name.removeprefix(PREFIX), {}
-    if hasattr(timm_library().get_pretrained_cfg(plain), "input_size") and "dinov2" in plain:
+    if hasattr(timm.get_pretrained_cfg(plain), "input_size") and "dinov2" in plain:
         size = {"img_size": SIDE_PX}  # trained at 518 px; the usual retrieval feature is that of 224
     try:
-        network = timm_library().create_model(plain, pretrained=True, num_classes=0, **size, **overlay)
+        network = timm.create_model(plain, pretrained=True, num_classes=0, **size, **overlay)
     except (RuntimeError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"weights '{weights}' do not fit {name}: {' '.join(str(error).split())[:300]}") from None
     side = SIDE_PX if size else network.pretrained_cfg["input_size"][-1]
