@@ -38,7 +38,8 @@ def settle(config: RunConfig, *, begun: bool = False) -> tuple[RunConfig, tuple[
         train["channels_last"] = channels_last(train["precision"], device)
     if config.train.epochs is not None and not begun:
         train["steps"], sentence = _steps_of_epochs(config, config.train.epochs)
-        notes.append(sentence)
+        if "steps" not in config.train.model_fields_set:  # else whoever worked them out, a plan, has said so
+            notes.append(sentence)
     return resolve(merge(config.model_dump(mode="json"), {"train": train})), tuple(notes)
 
 

@@ -71,7 +71,9 @@ def test_settling_turns_epochs_into_steps_and_says_so(digits: Path) -> None:
     settled, notes = settle(unsettled(digits, epochs=2.5))
     assert (settled.train.steps, settled.train.epochs) == (7, 2.5)  # 40 of 16 images, 6 at a time
     assert notes == ("train.steps = 7: 2.5 epochs of 16 images, 6 a step",)
-    assert settle(settled)[0] == settled, "the settings of a run folder are settled"
+    assert settle(settled) == (settled, ()), "they are settled already, as a plan's are"
+    longer = settled.model_copy(update={"train": settled.train.model_copy(update={"steps": 9})})
+    assert settle(longer, begun=True)[0].train.steps == 9
     assert settle(unsettled(digits, steps=5))[0].train.steps == 5
     assert settle(unsettled(digits, steps=5))[1] == ()
 
