@@ -81,12 +81,12 @@ def resume(
     """
     started = load_config(Path(run))
     start_processes()
-    return _run(_settled(started, tell), Path(run), until, on_progress, {})
+    return _run(_settled(started, tell, begun=True), Path(run), until, on_progress, {})
 
 
-def _settled(config: RunConfig, tell: Callable[[str], None] | None) -> RunConfig:
+def _settled(config: RunConfig, tell: Callable[[str], None] | None, begun: bool = False) -> RunConfig:
     """The first process's settled settings: machines of several kinds train one network in one precision."""
-    found, notes = everyones(settle(config))[0]
+    found, notes = everyones(settle(config, begun=begun))[0]
     _tell_all(tell, notes)
     return found
 

@@ -32,7 +32,7 @@ from leanmask.models.base import Model
 from leanmask.pace import Pace
 from leanmask.records import Instances, Views
 from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
-from leanmask.reports.evaluation_pictures import SCORE, EvaluationPictures, spread
+from leanmask.reports.evaluation_pictures import EvaluationPictures, spread
 from leanmask.reports.pictures import read_truth
 from leanmask.settings import RunConfig
 from leanmask.settling import annotated
@@ -295,7 +295,7 @@ class Session:
             images = [(self.validation[index].id, self.validation[index].path) for index in shown]
             self._pictures = EvaluationPictures(read_truth(val.annotations), images)
         folder = self.folder / "evaluation" / who / PICTURES_FOLDER
-        drawn, problems = self._pictures.draw(rows, f"{who}, step {step}, scores from {SCORE} on", folder)
+        drawn, problems = self._pictures.draw(rows, f"{who}, step {step}", folder)
         pictures.update(drawn)
         for problem in problems:
             self._tell(step, Line(problem))

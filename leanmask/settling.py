@@ -20,9 +20,10 @@ from leanmask.settings import RunConfig, resolve
 LENGTHS = ("steps", "epochs")  # of a training: the same thing said in two ways
 
 
-def settle(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
+def settle(config: RunConfig, *, begun: bool = False) -> tuple[RunConfig, tuple[str, ...]]:
     """The settings with nothing left open, and sentences for the user about what was unusual in them. What is settled
-    already stays, so a run that goes on can be asked about as well.
+    already stays, so a run that goes on can be asked about as well. begun: they are such a run's own: its epochs became
+    steps when it began and are not counted again, whatever its data have become.
 
     Opens the training data where a length in epochs must become steps. Raises ConfigError for what this machine cannot
     do, and when `train.steps` was given beside `train.epochs` and says something else; DataError as opening the data.
@@ -37,9 +38,10 @@ def settle(config: RunConfig) -> tuple[RunConfig, tuple[str, ...]]:
     notes += [note] if note else []
     if config.train.channels_last == "auto":
         train["channels_last"] = channels_last(train["precision"], device)
-    if config.train.epochs is not None:
+    if config.train.epochs is not None and not begun:
         train["steps"], sentence = _steps_of_epochs(config, config.train.epochs)
-        notes.append(sentence)
+        if "steps" not in config.train.model_fields_set:  # else whoever worked them out, a plan, has said so
+            notes.append(sentence)
     return resolve(merge(config.model_dump(mode="json"), {"train": train})), tuple(notes)
 
 

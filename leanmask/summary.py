@@ -46,21 +46,21 @@ class TrainSummary:
             return cls(folder, steps=0, seconds=0.0, metrics={}, best=None, left=tuple(left))
         steps, seconds = sum(each.steps for each in stages), sum(each.seconds for each in stages)
         unreadable = tuple(dict.fromkeys(file for each in stages for file in each.unreadable))
-        last = dataclasses.replace(stages[-1], steps=steps, seconds=seconds, unreadable=unreadable)
+        early = "; ".join(f"{each.folder.name}: {each.stopped_early}" for each in stages if each.stopped_early) or None
+        last = dataclasses.replace(stages[-1], steps=steps, seconds=seconds, unreadable=unreadable, stopped_early=early)
         return dataclasses.replace(last, folder=folder, stages=tuple(stages), left=tuple(left))
 
     def to_json(self) -> dict[str, Any]:
         known = {who: {k: v for k, v in found.items() if v == v} for who, found in self.metrics.items()}
         best = dict(self.best) if self.best else None
         told = {"run": str(self.folder), "steps": self.steps, "seconds": self.seconds, "metrics": known, "best": best}
-        early = [stage.stopped_early for stage in self.stages] if self.stages else self.stopped_early
-        return told | {"unreadable": list(self.unreadable), "left": list(self.left), "stopped_early": early}
+        more = {"unreadable": list(self.unreadable), "left": list(self.left), "stopped_early": self.stopped_early}
+        return told | more
 
     def to_text(self) -> str:
         lines = [f"trained {self.steps} steps in {self.seconds:.0f} s: {self.folder}"]
-        for stage in self.stages or (self,):
-            if stage.stopped_early:
-                lines.append(f"  {stage.folder.name + ' ' if self.stages else ''}{stage.stopped_early}")
+        if self.stopped_early:
+            lines.append(f"  {self.stopped_early}")
         last = f"{self.stages[-1].folder.name}, " if self.stages else ""
         lines += [f"  {last}{who}: mask AP {100 * found['AP']:.1f}" for who, found in self.metrics.items()]
         if self.left:

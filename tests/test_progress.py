@@ -249,6 +249,15 @@ def test_predictions_stand_left_and_the_truth_right_each_in_its_class(scene: tup
     assert [picture.caption for picture in read_pictures(folder)] == ["a_b", "a_b"]
 
 
+def test_where_nothing_is_sure_the_best_are_drawn(scene: tuple[EvaluationPictures, Path]) -> None:
+    pictures, folder = scene
+    best = [rle_row(0, 2, (left, 10, 16, 30), score=0.4) for left in (2, 22, 42)]
+    drawn, _ = pictures.draw([rle_row(0, 1, (65, 10, 25, 30), score=0.3), *best], "teacher, step 1", folder)
+    left = drawn["0-a_b"].astype(float)[HEAD_PX:, :SIDE_PX]
+    assert filled_with(left, 1) == 0
+    assert filled_with(left, 2) > 0.5 * 3 * 16 * 30 * (SIDE_PX / 96) ** 2
+
+
 def test_an_image_that_is_gone_is_a_sentence_and_the_others_are_drawn(scene: tuple[EvaluationPictures, Path]) -> None:
     pictures, folder = scene
     pictures.images[0].path.unlink()

@@ -71,7 +71,9 @@ def test_settling_turns_epochs_into_steps_and_says_so(digits: Path) -> None:
     settled, notes = settle(unsettled(digits, epochs=2.5))
     assert (settled.train.steps, settled.train.epochs) == (7, 2.5)  # 40 of 16 images, 6 at a time
     assert notes == ("train.steps = 7: 2.5 epochs of 16 images, 6 a step",)
-    assert settle(settled)[0] == settled, "the settings of a run folder are settled"
+    assert settle(settled) == (settled, ()), "they are settled already, as a plan's are"
+    longer = settled.model_copy(update={"train": settled.train.model_copy(update={"steps": 9})})
+    assert settle(longer, begun=True)[0].train.steps == 9
     assert settle(unsettled(digits, steps=5))[0].train.steps == 5
     assert settle(unsettled(digits, steps=5))[1] == ()
 
@@ -263,7 +265,9 @@ def test_a_stage_that_stops_early_hands_on(digits: Path, tmp_path: Path) -> None
     summary = train(tmp_path / "points", tmp_path / "run", settings=settings)
     assert [stage.steps for stage in summary.stages] == [2, 2], "of 8 steps each"
     assert all(stage.stopped_early for stage in summary.stages)
-    assert summary.to_text().count("stopped early at step 2 of 8") == 2
+    says = "stopped early at step 2 of 8"
+    assert (summary.stopped_early or "").startswith(f"1-labels: {says}")
+    assert summary.to_text().count(says) == summary.to_json()["stopped_early"].count(says) == 2
     assert (tmp_path / "run" / "best.safetensors").is_file()
     assert (load_config(tmp_path / "run").train.steps, load_config(tmp_path / "run").train.epochs) == (8, 1.0)
     assert load_config(tmp_path / "run" / "3-student").train.epochs is None

@@ -20,7 +20,8 @@ FOLDER = "pictures"  # in evaluation/student and evaluation/teacher of a run
 SIDE_PX = 384  # longer side of each half
 GAP_PX = 6
 HEAD_PX = 20
-SCORE = 0.5  # predictions below it are not drawn
+SCORE = 0.5  # predictions below it are not drawn, but on an image that has no others
+BEST = 3  # so many of them are drawn there: early in a training it shows what a network is about to find
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -68,7 +69,7 @@ class EvaluationPictures:
         """
         predicted: dict[Any, list[Mapping[str, Any]]] = {image.key: [] for image in self.images}
         for row in rows:
-            if row["image_id"] in predicted and row["score"] >= SCORE:
+            if row["image_id"] in predicted:
                 predicted[row["image_id"]].append(row)
         drawn: dict[str, Any] = {}
         problems = []
@@ -88,9 +89,14 @@ class EvaluationPictures:
 
     def _beside(self, shown: ShownImage, rows: Sequence[Mapping[str, Any]], title: str) -> Image.Image:
         """Predictions on the left, truth on the right, a line of text above each."""
+        found = [row for row in rows if row["score"] >= SCORE]
+        title += f", scores from {SCORE} on"
+        if rows and not found:
+            found = sorted(rows, key=lambda row: -row["score"])[:BEST]
+            title += f": none; the best {len(found)}"
         image = open_upright(shown.path, shown.size)
         scale = min(SIDE_PX / max(image.size), 1.0) * readable_scale(image.size, SIDE_PX)
-        halves = [draw_overlay(image, each, self.names, 0.0, scale=scale) for each in (rows, shown.truth)]
+        halves = [draw_overlay(image, each, self.names, 0.0, scale=scale) for each in (found, shown.truth)]
         width, height = halves[0].size
         picture = Image.new("RGB", (2 * width + GAP_PX, height + HEAD_PX), "white")
         pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
