@@ -204,6 +204,7 @@ def test_a_backbone_whose_maps_cannot_build_a_pyramid(name: str, backbone: str, 
     [
         ("timm:convnext_atto", r"this model needs \[2, 4, 8, 16, 32\]"),
         ("timm:vit_tiny_patch16_224", "one map, at stride 16"),
+        ("timm:repvgg_a0", "sees the colours with several convolutions"),
         ("timm:resnetv2_50x1_bit", "begins with a StdConv2d, which this model cannot widen"),
     ],
 )
