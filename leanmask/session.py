@@ -34,7 +34,7 @@ from leanmask.records import Instances, Views
 from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
 from leanmask.reports.evaluation_pictures import EvaluationPictures, spread
 from leanmask.reports.pictures import read_truth
-from leanmask.settings import RunConfig
+from leanmask.settings import RunConfig, stored
 from leanmask.settling import annotated
 from leanmask.summary import Line, LogLine, OnStep, TrainSummary
 from leanmask.version import __version__
@@ -79,20 +79,33 @@ class Session:
         self.loader = self._loader()
         self.student: Model = config.build_model(len(self.classes))
         if config.train.student_weights is not None:
-            path = Path(config.train.student_weights)
-            fit_weights(self.student, load_weights(path)[0], path)
+            self._start_as(self.student, Path(config.train.student_weights))
         if self.student.needs_rough:
             require_rough(self.labelled, train.annotations)
         self.student.tell_image_counts([census.class_images[name] for name in self.classes.names])
         self.teacher = Teacher(self.student)
         if config.train.teacher_weights is not None:
-            path = Path(config.train.teacher_weights)
-            fit_weights(self.teacher.model, load_weights(path)[0], path)
+            self._start_as(self.teacher.model, Path(config.train.teacher_weights))
         self.metrics: dict[str, dict[str, float]] = {}
         self.pace = Pace(config.train.steps, config.train.eval_every_steps)
         self._pictures: EvaluationPictures | None = None
         self._on_progress: OnStep | None = None
         self._evaluating_seconds = 0.0  # since the last step
+
+    def _start_as(self, model: Model, path: Path) -> None:
+        """Give a network the weights of a file, which must have learned from images normalised as this run's are."""
+        weights, metadata = load_weights(path)
+        if "config" in metadata:
+            theirs, ours = (
+                (each.model.image_mean, each.model.image_std)  # type: ignore[attr-defined]
+                for each in (stored(json.loads(metadata["config"])), self.config)
+            )
+            if theirs != ours:
+                raise ConfigError(
+                    f"{path} was trained with model.image_mean={list(theirs[0])}, model.image_std={list(theirs[1])}; "
+                    f"this run has {list(ours[0])}, {list(ours[1])}: set them alike"
+                )
+        fit_weights(model, weights, path)
 
     def _facts(self, census: Census) -> TrainingFacts:
         counts = [census.per_class[name] for name in self.classes.names]

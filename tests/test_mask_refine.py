@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from test_mask_rcnn import CLASSES, dense_masks, empty_target, target_of, total
+from timm.layers import Conv2dSame
 from torch import Tensor
 
 from leanmask.masks import Crops, Grids
@@ -21,7 +21,7 @@ from leanmask.models.mask_refine import (
     soft_dice_losses,
     spots,
 )
-from leanmask.models.mask_refine_network import Encoder, UShape, UShapeSize
+from leanmask.models.mask_refine_network import ClasswiseConv, Encoder, UShape, UShapeSize
 from leanmask.models.solov2 import SOLOv2, SOLOv2Config
 from leanmask.records import Proposals, Supervision, Target
 
@@ -113,16 +113,27 @@ def test_a_class_has_one_channel_in_training_and_in_use(monkeypatch: pytest.Monk
     assert len(seen) == 2
 
 
-def test_the_stem_is_the_convolution_of_all_channels() -> None:
+@pytest.mark.parametrize(
+    "first",
+    [
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        Conv2dSame(3, 8, 3, stride=2, bias=False),  # pads below and on the right alone where a side is even
+    ],
+)
+@pytest.mark.parametrize("side", [16, 15])
+def test_the_stem_is_the_convolution_of_all_channels(first: torch.nn.Conv2d, side: int) -> None:
     torch.manual_seed(0)
-    _, stem = tiny().backbone.first_convolution()
+    stem = ClasswiseConv(first, CLASSES + 2)
     assert stem.weight.shape[1] == 3 + CLASSES + 1 + 1
-    pixels, channels = torch.rand(3, 5, 16, 16), torch.tensor([4, 8, 6])
-    dense = torch.zeros(3, stem.weight.shape[1], 16, 16)
+    assert torch.equal(stem.weight[:, :3], first.weight)
+    pixels, channels = torch.rand(3, 5, side, side), torch.tensor([4, 8, 6])
+    dense = torch.zeros(3, stem.weight.shape[1], side, side)
     dense[:, :3], dense[:, -1] = pixels[:, :3], pixels[:, 4]
     dense[torch.arange(3), channels] = pixels[:, 3]
-    expected = F.conv2d(dense, stem.weight, None, stem.stride, stem.padding)
-    torch.testing.assert_close(stem((pixels, channels)), expected, atol=1e-5, rtol=1e-4)
+    plain = type(first)(dense.shape[1], 8, 3, first.stride, first.padding)
+    plain.weight, plain.bias = stem.weight, stem.bias
+    torch.testing.assert_close(stem((pixels, channels)), plain(dense), atol=1e-5, rtol=1e-4)
 
 
 def test_the_point_is_given_or_the_rough_masks_centre() -> None:

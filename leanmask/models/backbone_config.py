@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 from torchvision.models import get_model_weights
 
@@ -153,6 +154,19 @@ class BackboneConfig(Frozen):
             window=self.window,  # type: ignore[arg-type]
             global_blocks=self.global_blocks or (),
         )
+
+    def start_note(self, loaded: str | None) -> str:
+        """What the network starts from, for the user, and what is unusual about it. loaded: what was loaded."""
+        note = loaded or "initialised from scratch"
+        if loaded is None and self.norm == "frozen_batch":
+            note += " with batch norms that stay frozen (model.norm=frozen_batch), which learns badly"
+        own, used = normalisation_of(self.backbone), (self.image_mean, self.image_std)
+        if loaded and not np.allclose(np.array(used), np.array(own), atol=1e-6):
+            note += (
+                f"; images are normalised with model.image_mean={list(used[0] or ())}, "
+                f"model.image_std={list(used[1] or ())}, and {self.backbone}'s own are {list(own[0])}, {list(own[1])}"
+            )
+        return note
 
 
 def normalisation_of(name: str) -> tuple[Triple, Triple]:

@@ -153,8 +153,9 @@ class Mask2Former(Model):
         self.loss = QueryLoss(config.loss_settings(), num_classes)
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
-        if config.weights and pretrained:
-            self.weights_note = load_weights(self.network, config.backbone_spec(), config.weights)
+        if pretrained:
+            spec, wanted = config.backbone_spec(), config.weights
+            self.weights_note = config.start_note(load_weights(self.network, spec, wanted) if wanted else None)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         encoder = self.network.get_submodule("model.pixel_level_module.encoder")

@@ -141,10 +141,10 @@ class MaskRefineNet(Model):
         self.config, self.num_classes, self.preset = config, num_classes, config.preset()
         spec = config.backbone_spec()
         self.backbone = Encoder(spec)
-        wanted = config.weights if pretrained else None
-        if wanted:
-            self.weights_note = load_backbone(self.backbone, spec, wanted)
-        self.backbone.widen(self.channels - COLOURS, keep_rest_silent=bool(wanted))
+        if pretrained:
+            wanted = config.weights
+            self.weights_note = config.start_note(load_backbone(self.backbone, spec, wanted) if wanted else None)
+        self.backbone.widen(self.channels - COLOURS, keep_rest_silent=config.weights is not None)
         assert config.decoder_norm is not None
         self.decoder = UShape(self.backbone.widths, self.preset, NORMS[config.decoder_norm])
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)

@@ -65,8 +65,10 @@ class Encoder(nn.Module):
         """Its name in `body` and the convolution that sees the colours. Raises ConfigError where it is of a kind whose
         numbers `ClasswiseConv` would change.
         """
-        convolutions = ((name, module) for name, module in self.body.named_modules() if isinstance(module, nn.Conv2d))
-        name, first = next(convolutions)
+        convolutions = [(name, module) for name, module in self.body.named_modules() if isinstance(module, nn.Conv2d)]
+        name, first = convolutions[0]
+        if sum(module.in_channels == COLOURS for _, module in convolutions) > 1:
+            raise ConfigError(f"{self.name} sees the colours with several convolutions, which this model cannot widen")
         if type(first) not in (nn.Conv2d, Conv2dSame, ClasswiseConv):
             raise ConfigError(f"{self.name} begins with a {type(first).__name__}, which this model cannot widen")
         return name, first

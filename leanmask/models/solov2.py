@@ -214,8 +214,9 @@ class SOLOv2(Model):
         self.mask_branch = MaskBranch(self.preset)
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
-        if config.weights and pretrained:
-            self.weights_note = load_backbone(self.backbone, config.backbone_spec(), config.weights)
+        if pretrained:
+            spec, wanted = config.backbone_spec(), config.weights
+            self.weights_note = config.start_note(load_backbone(self.backbone, spec, wanted) if wanted else None)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.backbone.body.parameters() if parameter.requires_grad]

@@ -241,9 +241,10 @@ class TwoStage(Model):
         self.image_counts = torch.ones(num_classes)
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
-        if config.weights and pretrained:
+        if pretrained:
             fresh = tuple(f"roi_heads.{prefix}" for prefix in self.roi_heads.fresh())
-            self.weights_note = load_pretrained(self, config.backbone_spec(), config.weights, fresh)
+            spec, wanted = config.backbone_spec(), config.weights
+            self.weights_note = config.start_note(load_pretrained(self, spec, wanted, fresh) if wanted else None)
 
     def tell_image_counts(self, counts: Sequence[int]) -> None:
         """See `Model.tell_image_counts`."""
