@@ -18,13 +18,14 @@ from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.new_folder import new_folder
 from leanmask.data.photos import Photos
-from leanmask.devices import default_device
+from leanmask.devices import Precision, channels_last, default_device, inference_precision
 from leanmask.engine.checkpoint import fit_weights, load_weights
 from leanmask.errors import CheckpointError, DataError, RunError, suggest
 from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.predictions import predict_results, write_results
 from leanmask.evaluation.validator import Validator, score_results, with_calibration
 from leanmask.models.base import Model
+from leanmask.models.spec import is_depthwise
 from leanmask.records import Instances, Views
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
@@ -41,6 +42,12 @@ class Loaded:
     classes: ClassMap
     config: RunConfig
     device: torch.device
+
+    @property
+    def precision(self) -> Precision:
+        """In which it is used here: the run's bf16 only where the device computes it natively, else fp32."""
+        backbone: str = self.config.model.backbone  # type: ignore[attr-defined]
+        return inference_precision(self.config.train.precision, self.device, is_depthwise(backbone))
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,10 @@ def load(run: str | Path, device: str | None = None) -> Loaded:
     model = config.build_model(len(classes), pretrained=False)
     fit_weights(model, weights, path)
     model = model.to(chosen).eval()
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return Loaded(model, classes, config, chosen)
+    loaded = Loaded(model, classes, config, chosen)
+    if channels_last(loaded.precision, chosen):
+        model.to(memory_format=torch.channels_last)
+    return loaded
 
 
 def evaluate(
@@ -141,7 +149,7 @@ def evaluate(
         truth=files.annotations,
         class_ids=loaded.classes.ids,
         device=loaded.device,
-        precision=loaded.config.train.precision,
+        precision=loaded.precision,
         max_detections=loaded.config.evaluation.max_detections,
         protocol=options.protocol or loaded.config.evaluation.protocol,
         calibration=options.calibration or loaded.config.evaluation.calibration,
@@ -209,9 +217,7 @@ def _confident_rows(
     # People's photographs often carry an EXIF rotation; predictions are for the picture as it is shown.
     data = loaded.config.data.model_copy(update={"exif": "apply"})
     batches = _counted(EvalDataset(photos, data), loaded, options.batch_size, on_progress)
-    return predict_results(
-        loaded.model, batches, loaded.classes.ids, loaded.device, loaded.config.train.precision, confident
-    )
+    return predict_results(loaded.model, batches, loaded.classes.ids, loaded.device, loaded.precision, confident)
 
 
 def _draw_overlays(photos: Photos, rows: Sequence[dict[str, Any]], folder: Path) -> None:

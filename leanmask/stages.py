@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from leanmask.config import merge
+from leanmask.config import commented_yaml, merge
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
@@ -60,9 +58,16 @@ class StagedRun:
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, until: str, train_one: TrainOne, on_progress: OnStep | None
+        self,
+        config: RunConfig,
+        folder: Path,
+        until: str,
+        train_one: TrainOne,
+        on_progress: OnStep | None,
+        reasons: Mapping[str, str],
     ) -> None:
         self.config, self.folder, self.train_one, self.on_progress = config, folder, train_one, on_progress
+        self.reasons = reasons
         self.stages = config.stages()
         names = [stage.name for stage in self.stages]
         done = names.index(until) + 1
@@ -114,10 +119,10 @@ class StagedRun:
             settings = merge(settings, {"model": {"weights": self._weights_of(stage.encoder)}})
         return resolve(settings)
 
-    def _length_of(self, stage: TrainStage) -> dict[str, int]:
+    def _length_of(self, stage: TrainStage) -> dict[str, Any]:
         steps = max(round(self.config.train.steps * stage.steps_fraction), 1)
         often = {"eval_every_steps": max(steps // stage.evaluations, 1)} if stage.evaluations else {}
-        return {"steps": steps, **often}
+        return {"steps": steps, "epochs": None, **often}  # a stage's data are others, and so would its epochs be
 
     def _weights_of(self, name: str) -> str:
         return str(self.stage_folder(name).absolute() / "best.safetensors")
@@ -220,7 +225,8 @@ class StagedRun:
 
         def report(step: int, total: int, note: str) -> None:
             if self.on_progress:
-                self.on_progress(before + step, total_steps, f"{stage.name}: {note}")
+                kind = type(note)  # a line stays one
+                self.on_progress(before + step, total_steps, kind(f"{stage.name}: {note}"))
 
         return report
 
@@ -246,7 +252,7 @@ class StagedRun:
             {"name": stage.name, "folder": self.stage_folder(stage.name).name, "trains": isinstance(stage, TrainStage)}
             for stage in self.stages
         ]
-        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        text = commented_yaml(self.config.model_dump(mode="json"), self.reasons)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", text.encode(), overwrite=True)

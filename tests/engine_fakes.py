@@ -166,7 +166,14 @@ def make_job(folder: Path, **changes: Any) -> Job:
     student = changes.pop("student", None) or FakeModel()
     own = {name: changes.pop(name) for name in list(changes) if name in Job.__dataclass_fields__}
     teacher = Teacher(student)
-    settings = {"steps": 4, "checkpoint_every_steps": 2, "log_every_steps": 1, "batch_size": 4} | changes
+    settings = {
+        "precision": "bf16",
+        "channels_last": True,
+        "steps": 4,
+        "checkpoint_every_steps": 2,
+        "log_every_steps": 1,
+        "batch_size": 4,
+    } | changes
 
     def evaluate(step: int) -> dict[str, dict[str, float]]:
         torch.rand(5)

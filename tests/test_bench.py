@@ -48,6 +48,8 @@ def test_rows_are_trained_once_and_kept(options: BenchOptions, monkeypatch: pyte
     assert seen[-1] == (3.0, 3)
     row = table.rows[1]
     assert row.keys() >= {"protocol", "arm", "model", "seed", "steps", "metrics", "train_seconds", "commit", "machine"}
+    assert row["machine"].keys() == {"cores", "threads", "capability", "precision", "processor", "torch"}
+    assert row["machine"]["precision"] in ("fp32", "bf16")
     assert row["steps"] == 2
     assert row["overrides"] == list(SHORT)
     assert 0 <= row["metrics"]["AP"] <= 1

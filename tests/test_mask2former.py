@@ -13,7 +13,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import torch.nn.functional as F
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file, save_file
 from test_mask_rcnn import CLASSES, NOTHING, dense_masks, empty_target, point_target, target_of, total
 from test_pldc import FACTS, views_of
@@ -34,7 +34,7 @@ from leanmask.models.matching import BACKGROUND, IGNORED
 from leanmask.models.points import Importance, regular_points, sample_grids
 from leanmask.models.query_losses import QueryLoss, QueryLossSettings, QueryOutputs, box_fit, dice_losses, match
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
-from leanmask.run import resume, train
+from leanmask.run import resume
 
 LOSSES = {"loss_class", "loss_mask", "loss_dice"}
 SMALL = {"channels": 32, "heads": 2, "queries": 8, "encoder_layers": 1, "encoder_feedforward": 32}

@@ -13,7 +13,6 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from leanmask.masks import Crops
-from leanmask.models import pooling
 from leanmask.models.mask_losses import MaskGrid, has_mask, mask_loss, mask_targets, sample_masks
 from leanmask.models.pooling import RoIPool, box_levels
 from leanmask.records import Instances, MaskPredictions, Supervision, Target
@@ -172,10 +171,13 @@ def test_pixel_weights_scale_cells_and_are_one_outside_their_crop() -> None:
     torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize("kernel", [False, True])
-def test_pooling_is_torchvisions(kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernel:
-        monkeypatch.setattr(pooling, "LARGEST_MAP_CELLS", 0)
+@pytest.mark.parametrize("way", ["bags", "kernel", "products"])
+def test_pooling_is_torchvisions(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs by bags; a GPU's two ways are the same on a CPU."""
+    pool = RoIPool(7)
+    if way != "bags":
+        monkeypatch.setattr(pool, "_bags", pool._by_level)
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: way == "products")
     torch.manual_seed(0)
     canvas = (256, 320)
     maps = [torch.randn(3, 8, canvas[0] // s, canvas[1] // s, requires_grad=True) for s in (4, 8, 16, 32)]
@@ -186,13 +188,20 @@ def test_pooling_is_torchvisions(kernel: bool, monkeypatch: pytest.MonkeyPatch) 
     order = image.argsort(stable=True)
     per_image = [boxes[image == i] for i in range(3)]
     expected = reference({str(i): m for i, m in enumerate(maps)}, per_image, [canvas] * 3)
-    result = RoIPool(7)(maps, boxes, image)
+    result = pool(maps, boxes, image)
     torch.testing.assert_close(result[order], expected, atol=1e-4, rtol=1e-4)
     signal = torch.randn_like(expected)
     wanted = torch.autograd.grad((expected * signal).sum(), maps)
     found = torch.autograd.grad((result[order] * signal).sum(), maps)
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
+
+
+def test_pooling_a_box_that_is_not_a_number_says_so() -> None:
+    """A network that diverges is to be found out by its loss, not by a crash."""
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [float("nan")] * 4])
+    pooled = RoIPool(7)([torch.ones(1, 8, 16, 16)], boxes, torch.zeros(2).long())
+    assert pooled.isnan().flatten(1).all(1).tolist() == [False, True]
 
 
 def test_pooling_no_box() -> None:

@@ -285,7 +285,8 @@ def test_a_few_steps_learn_an_image() -> None:
     images = torch.rand(1, 3, 64, 64) * 0.2
     images[0, :, 10:50, 8:40] += 0.7
     targets = [target_of([[8, 10, 40, 50]])]
-    for _ in range(60):
+    for step in range(60):
+        optimiser.param_groups[0]["lr"] = 2e-3 * (1 - step / 60)  # at a constant rate the last steps decide by chance
         losses, _ = model(images, targets)
         optimiser.zero_grad()
         total(losses).backward()

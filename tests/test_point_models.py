@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file
 from test_mask_rcnn import CLASSES, NOTHING, target_of, total
 from test_points import pointed
@@ -21,7 +21,7 @@ from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from leanmask.models.pointrend import PointRend, PointRendConfig
 from leanmask.models.two_stage import TwoStage
 from leanmask.records import Proposals, Supervision, Target
-from leanmask.run import resume, train
+from leanmask.run import resume
 
 NAMES = ["pointrend", "implicit_pointrend"]
 

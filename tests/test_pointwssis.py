@@ -19,7 +19,7 @@ from data_helpers import annotation, data_config, encode, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file
 
 from leanmask.bench.arms import arms_of
@@ -43,7 +43,7 @@ from leanmask.pseudo.masks import plain_rle
 from leanmask.pseudo.points import PointOptions, pseudo_points
 from leanmask.pseudo.refine import RefineOptions, refine, with_refined
 from leanmask.pseudo.strong_weak import Work, point_masks, refined_masks, with_complete_points, write_rough
-from leanmask.run import resume, train
+from leanmask.run import resume
 from leanmask.settings import resolve
 from leanmask.stages import StagedRun
 from leanmask.summary import TrainSummary

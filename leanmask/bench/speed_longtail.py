@@ -12,6 +12,7 @@ from torch import Tensor
 
 from leanmask.bench.speed_model import LEARNING_RATE, SpeedSettings, random_target, update
 from leanmask.bench.turns import Works, in_turns
+from leanmask.devices import settle_precision
 from leanmask.labels.smooth import uniform_table
 from leanmask.methods.smoothed import smoothed_targets
 from leanmask.models.cascade_mask_rcnn import CascadeMaskRCNN, CascadeMaskRCNNConfig
@@ -58,9 +59,10 @@ def _steps(
     learner: tuple[CascadeMaskRCNN, torch.optim.Optimizer], images: Tensor, targets: Sequence[Target], table: Tensor
 ) -> Works:
     model, optimiser = learner
+    bf16 = settle_precision("auto", images.device)[0] == "bf16"
 
     def step(soften: bool) -> None:
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             losses, _ = model(images, smoothed_targets(targets, table) if soften else targets)
         update(losses, optimiser)
 

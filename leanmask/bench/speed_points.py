@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from leanmask.bench.speed_steps import CPU, session_on, stepper
+from leanmask.bench.speed_steps import session_on, stepper, to_cpu
 from leanmask.bench.turns import Seconds, Works, in_turns, medians
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
-from leanmask.engine.step import to_device
 from leanmask.models.implicit_pointrend import ImplicitPointRend
 from leanmask.models.pointrend import PointRend
 from leanmask.records import Proposals
@@ -47,9 +46,7 @@ def _spent(folder: Path, model: str, rounds: int) -> dict[str, Seconds]:
     steps = {name: stepper(session) for name, session in sessions.items()}
 
     def own_batches() -> Works:
-        return {
-            name: partial(step, to_device(next(batches[name]), CPU, channels_last=True)) for name, step in steps.items()
-        }
+        return {name: partial(step, to_cpu(next(batches[name]))) for name, step in steps.items()}
 
     return in_turns(own_batches, rounds)
 

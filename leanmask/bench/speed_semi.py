@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from leanmask.bench.arms import PRESET, SEMI
-from leanmask.bench.speed_steps import CPU, on_batch, session_on, stepper
+from leanmask.bench.speed_steps import CPU, on_batch, session_on, stepper, to_cpu
 from leanmask.bench.turns import in_turns, medians
 from leanmask.config import merge
 from leanmask.data.dataset import EvalDataset
@@ -24,7 +24,6 @@ from leanmask.data.layout import locate
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.photos import Photos
 from leanmask.data.splits import split
-from leanmask.engine.step import to_device
 from leanmask.evaluation.predictions import predict_views
 from leanmask.inference import Loaded, load
 from leanmask.labels.select import class_quality
@@ -51,10 +50,10 @@ def semi_speed(rounds: int = 20, learnt_steps: int = LEARNT_STEPS) -> dict[str, 
         batches = sessions["semi"].loader.iterate(0)
         semi, steps = sessions["semi"], {arm: stepper(session) for arm, session in sessions.items()}
         for _ in range(learnt_steps):
-            steps["labelled"](to_device(next(batches), CPU, channels_last=True))
+            steps["labelled"](to_cpu(next(batches)))
         for model in (semi.student, semi.teacher.model):
             model.load_state_dict(sessions["labelled"].student.state_dict())
-        trusted = _trust_as_many_as_labelled(semi, to_device(next(batches), CPU, channels_last=True).unlabelled)
+        trusted = _trust_as_many_as_labelled(semi, to_cpu(next(batches)).unlabelled)
         spent = in_turns(lambda: on_batch(steps, next(batches)), rounds)
     ratio = spent["semi"].median / spent["labelled"].median
     return {**medians(spent), "ratio": ratio, "rounds": rounds, "pseudo_objects": trusted}
@@ -108,4 +107,4 @@ def pseudo_speed(images: int = 1024, rounds: int = 3, learnt_steps: int = LEARNT
 
 def _predict(loaded: Loaded, batches: list[Views], worth: Worth | None = None) -> None:
     for views in batches:
-        predict_views(loaded.model, views, CPU, loaded.config.train.precision, worth)
+        predict_views(loaded.model, views, CPU, loaded.precision, worth)

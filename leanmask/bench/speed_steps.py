@@ -20,6 +20,7 @@ from leanmask.data.coco import ImageRecord, ObjectRecord
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.data.views.targets import place, to_target
+from leanmask.devices import channels_last, settle_precision
 from leanmask.engine.distributed import start_processes
 from leanmask.engine.step import to_device
 from leanmask.geometry import Frame
@@ -27,6 +28,7 @@ from leanmask.masks import Crops
 from leanmask.records import Batch, Supervision
 from leanmask.session import Session
 from leanmask.settings import resolve
+from leanmask.settling import settle
 
 CPU = torch.device("cpu")
 
@@ -52,7 +54,7 @@ def data_share(steps: int = 30) -> dict[str, Any]:
             started = time.perf_counter()
             batch = next(batches)
             loaded = time.perf_counter()
-            step(to_device(batch, CPU, channels_last=True))
+            step(to_cpu(batch))
             if turn >= WARM_UP_TURNS:
                 waited.append(loaded - started)
                 whole.append(time.perf_counter() - started)
@@ -111,15 +113,21 @@ def _session(folder: Path, arm: str, workers: int = 0) -> Session:
 def session_on(data: Path, settings: dict[str, Any], folder: Path) -> Session:
     """A training of the benchmark's preset, put together but not begun."""
     settings = merge(merge(PRESET, settings), {"data": {"path": str(data)}})
-    session = Session(resolve(settings), folder, start_processes())
-    for model in (session.student, session.teacher.model):
-        model.to(memory_format=torch.channels_last)
+    session = Session(settle(resolve(settings))[0], folder, start_processes())
+    if session.config.train.channels_last:
+        for model in (session.student, session.teacher.model):
+            model.to(memory_format=torch.channels_last)
     return session
+
+
+def to_cpu(batch: Batch) -> Batch:
+    """As a training on this machine's CPU gets it, when its settings leave that open."""
+    return to_device(batch, CPU, channels_last(settle_precision("auto", CPU)[0], CPU))
 
 
 def on_batch(steps: Mapping[str, Callable[[Batch], None]], batch: Batch) -> Works:
     """One update of each on the same batch, which has gone to the device."""
-    there = to_device(batch, CPU, channels_last=True)
+    there = to_cpu(batch)
     return {name: partial(step, there) for name, step in steps.items()}
 
 

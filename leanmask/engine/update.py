@@ -40,6 +40,7 @@ class Updater:
     """Holds the (data-parallel) step module and the optimiser of a job."""
 
     def __init__(self, job: Job, accelerator: Accelerator, optimiser: Optimizer) -> None:
+        assert "auto" not in (job.train.precision, job.train.channels_last), "settings are settled before a training"
         self._job = job
         self._accelerator = accelerator
         self._optimiser = optimiser
@@ -57,7 +58,7 @@ class Updater:
         for index, micro in enumerate(split_batch(batch, train.accumulate), start=1):
             last = index == train.accumulate
             with nullcontext() if last else self._accelerator.no_sync(self._module):
-                outcome = self._forward(to_device(micro, device, train.channels_last), step)
+                outcome = self._forward(to_device(micro, device, train.channels_last is True), step)
                 losses, counts = read_numbers(outcome)
                 problem = _problem(losses, micro)
                 bad, wish = agree([int(problem is not None), wish], device)

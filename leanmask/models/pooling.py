@@ -1,8 +1,10 @@
-"""RoIAlign as two matrix products: exact, deterministic, and several times faster than the scatter kernel on CPUs.
+"""RoIAlign without its scatter kernel: exact, deterministic, and several times faster on CPUs.
 
 RoIAlign averages bilinear samples on a regular grid. Bilinear weights are products of one weight along y and one along
-x, so pooling box k from map F is A_y(k) F A_x(k)^T, and its backward pass is a matrix product as well. Letters: K
-boxes, C channels, H W rows and columns of a map, S cells along one side of the pooled grid.
+x. So every pooled cell is a weighted sum of a few pixels of the map, a "bag" in the words of `F.embedding_bag`, which
+reads and writes whole rows of channels: the fastest way on CPUs. Pooling box k from map F is also A_y(k) F A_x(k)^T,
+two matrix products, which repeat bit for bit on GPUs. Letters: K boxes, C channels, H W rows and columns of a map, S
+cells along one side of the pooled grid, T pixels that a cell reads along one axis.
 """
 
 from __future__ import annotations
@@ -11,12 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-# Above this many cells of a feature map the products touch too much that is outside the box, and the kernel wins; for
-# the forward pass alone, which the kernel does well, that comes earlier.
-LARGEST_MAP_CELLS, LARGEST_MAP_CELLS_FORWARD = 96 * 96, 32 * 32
 CANONICAL_SIZE_PX, CANONICAL_LEVEL = 224, 4  # FPN paper, Eq. 1
 
 
@@ -48,30 +48,46 @@ def axis_weights(start: Tensor, end: Tensor, axis: Axis, window: Window | None =
     With a window, (K, cells, window.size) for the pixels of the window alone. Border handling is RoIAlign's: samples up
     to one pixel outside read the border's pixel, those further out read 0.
     """
-    if axis.aligned:
-        start, size = start - 0.5, end - start
-    else:
-        size = (end - start).clamp(min=1.0)
     columns = axis.length if window is None else window.size
     weights = start.new_zeros(len(start), axis.cells, columns + 1)  # the last column takes what lies outside
     if len(start) == 0:
         return weights[..., :columns]
+    low, fraction, share = _samples(start, end, axis)
+    offset = 0 if window is None else window.offset[:, None, None]
+    for pixel, part in ((low, 1 - fraction), (low + 1, fraction)):
+        column = pixel.long() - offset
+        column = torch.where((column < 0) | (column >= columns), columns, column)
+        weights.scatter_add_(2, column, part * share)
+    return weights[..., :columns]
+
+
+def axis_taps(start: Tensor, end: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:
+    """The same as (K, cells, T) pixels and their shares; T is twice the samples, and a pixel may come twice."""
+    low, fraction, share = _samples(start, end, axis)
+    pixel = low.long().clamp(min=0)  # of a box that is NaN, whose shares are NaN too
+    pixels = torch.cat([pixel, (pixel + 1).clamp(max=axis.length - 1)], dim=2)
+    return pixels, torch.cat([(1 - fraction) * share, fraction * share], dim=2)
+
+
+def _samples(start: Tensor, end: Tensor, axis: Axis) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every sample (K, cells, samples): the pixel before it, how far it is from there to the next one, and its share
+    in the bin's average.
+    """
+    if axis.aligned:
+        start, size = start - 0.5, end - start
+    else:
+        size = (end - start).clamp(min=1.0)
     bins = size / axis.cells
     samples = torch.full_like(bins, axis.samples) if axis.samples else bins.ceil().clamp(min=1.0)
-    step = torch.arange(int(samples.max()), device=start.device) + 0.5
+    most = axis.samples or int(samples.max())
+    step = torch.arange(most, device=start.device) + 0.5
     cell = torch.arange(axis.cells, device=start.device)[:, None]
     # In RoIAlign's order of operations, so that rounding is the same.
     position = start[:, None, None] + cell * bins[:, None, None] + (step * bins[:, None] / samples[:, None])[:, None]
-    share = (step < samples[:, None])[:, None] & (position >= -1) & (position <= axis.length)
-    portion = share / samples[:, None, None]
+    inside = (step < samples[:, None])[:, None] & (position >= -1) & (position <= axis.length)
     position = position.clamp(0, axis.length - 1)
     low = position.floor()
-    offset = 0 if window is None else window.offset[:, None, None]
-    for pixel, part in ((low, 1 - (position - low)), (low + 1, position - low)):
-        column = pixel.long() - offset
-        column = torch.where((column < 0) | (column >= columns), columns, column)
-        weights.scatter_add_(2, column, part * portion)
-    return weights[..., :columns]
+    return low, position - low, inside / samples[:, None, None]
 
 
 class RoIPool(nn.Module):
@@ -81,6 +97,7 @@ class RoIPool(nn.Module):
     """
 
     def __init__(self, cells: int, samples: int = 2, aligned: bool = False) -> None:
+        """samples: per cell and axis, at least 1. aligned: see `Axis`."""
         super().__init__()
         self.cells, self.samples, self.aligned = cells, samples, aligned
 
@@ -88,7 +105,41 @@ class RoIPool(nn.Module):
         """(K, C, S, S) from maps (B, C, H, W) at strides 4, 8, 16, ... for boxes (K, 4) xyxy in pixels of the images
         image_index (K,). Under autocast the result is in its lower precision.
         """
+        if len(boxes) == 0:
+            return features[0].new_zeros(0, features[0].shape[1], self.cells, self.cells)
         levels = box_levels(boxes, len(features))
+        if features[0].device.type == "cpu":
+            return self._bags(features, boxes, image_index, levels)
+        return self._by_level(features, boxes, image_index, levels)
+
+    def _bags(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, levels: Tensor) -> Tensor:
+        """All levels at once: the pixels of all maps are the rows of one table, from which every cell takes its own.
+
+        1,500 boxes on a map of 64 x 64 cells and 256 channels, CPU seconds of one thread in fp32, forward and with
+        backward: 0.05 and 0.24; torchvision's kernel 0.23 and 1.58, the products 0.77 and 1.67.
+        """
+        channels = features[0].shape[1]
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        first = 0  # row of the table
+        for level, feature in enumerate(features):
+            images, _, height, width = feature.shape
+            chosen = torch.nonzero(levels == level)[:, 0]
+            x0, y0, x1, y1 = (boxes[chosen] * 0.5 ** (level + 2)).unbind(1)
+            y, down = axis_taps(y0, y1, Axis(self.cells, height, self.samples, self.aligned))
+            x, across = axis_taps(x0, x1, Axis(self.cells, width, self.samples, self.aligned))
+            y = (first + image_index[chosen] * (height * width))[:, None, None] + y * width
+            pixels = (y[:, :, None, :, None] + x[:, None, :, None, :]).flatten(3)  # (K, S, S, T * T)
+            shares = (down[:, :, None, :, None] * across[:, None, :, None, :]).flatten(3)
+            parts.append((chosen, pixels, shares))
+            first += images * height * width
+        rows, pixels, shares = (torch.cat(part) for part in zip(*parts, strict=True))
+        order = rows.argsort()
+        table = torch.cat([feature.permute(0, 2, 3, 1).reshape(-1, channels) for feature in features])
+        bags, weights = pixels[order].flatten(0, 2), shares[order].flatten(0, 2).to(table)
+        pooled = F.embedding_bag(bags, table, per_sample_weights=weights, mode="sum")
+        return pooled.view(len(boxes), self.cells, self.cells, channels).permute(0, 3, 1, 2)
+
+    def _by_level(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, levels: Tensor) -> Tensor:
         parts, rows = [], []
         for level, feature in enumerate(features):
             chosen = torch.nonzero(levels == level)[:, 0]
@@ -96,19 +147,18 @@ class RoIPool(nn.Module):
                 chosen = chosen[image_index[chosen].argsort(stable=True)]
                 parts.append(self._pool(feature, 0.5 ** (level + 2), boxes[chosen], image_index[chosen]))
                 rows.append(chosen)
-        if not parts:
-            return features[0].new_zeros(0, features[0].shape[1], self.cells, self.cells)
-        if len(parts) == 1 and torch.equal(rows[0], torch.arange(len(boxes), device=boxes.device)):
-            return parts[0]
         return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def _pool(self, feature: Tensor, scale: float, boxes: Tensor, image_index: Tensor) -> Tensor:
-        if _kernel_wins(feature):
-            rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
-            size = (self.cells, self.cells)
-            pooled = roi_align(feature.float().contiguous(), rois, size, scale, self.samples, self.aligned)
-            return pooled.to(feature.dtype)
-        return self._products(feature, boxes * scale, image_index)
+        """One level by torchvision's kernel. Where results must repeat torchvision takes another one on GPUs, which it
+        compiles for minutes; the products repeat as they are.
+        """
+        if torch.are_deterministic_algorithms_enabled():
+            return self._products(feature, boxes * scale, image_index)
+        rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
+        size = (self.cells, self.cells)
+        pooled = roi_align(feature.float().contiguous(), rois, size, scale, self.samples, self.aligned)
+        return pooled.to(feature.dtype)
 
     def _products(self, feature: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         _, channels, height, width = feature.shape
@@ -126,20 +176,10 @@ class RoIPool(nn.Module):
         return torch.cat(pooled).permute(0, 3, 1, 2)
 
 
-def _kernel_wins(feature: Tensor) -> bool:
-    """Whether torchvision's kernel is the better way. On GPUs it is, but where results must repeat torchvision takes
-    another one there, which it compiles for minutes; the products repeat as they are.
-    """
-    if feature.is_cuda:
-        return not torch.are_deterministic_algorithms_enabled()
-    largest = LARGEST_MAP_CELLS if torch.is_grad_enabled() else LARGEST_MAP_CELLS_FORWARD
-    return feature.shape[-2] * feature.shape[-1] > largest
-
-
 def box_levels(boxes: Tensor, count: int) -> Tensor:
     """(K,) index of the pyramid level, 0 to count - 1 for strides 4, 8, ..., that a box (K, 4) is pooled from (FPN
     paper, Eq. 1).
     """
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIZE_PX) + 1e-6) - 2
-    return level.clamp(0, count - 1).long()
+    return level.clamp(0, count - 1).nan_to_num().long()

@@ -41,3 +41,8 @@ def is_timm(name: str) -> bool:
 def timm_name(name: str) -> str:
     """timm's own name of a backbone that `is_timm`."""
     return LITE.get(name, name.removeprefix(PREFIX))
+
+
+def is_depthwise(name: str) -> bool:
+    """Whether most convolutions of a backbone see one channel each."""
+    return is_timm(name) and any(part in timm_name(name) for part in ("efficientnet", "mobilenet", "mnasnet"))

@@ -74,7 +74,7 @@ def calibrate(loaded: Loaded, data: Path, out: Path, on_progress: Callable[[int,
     dataset = EvalDataset(store, loaded.config.data)
     done, rows = 0, list[Row]()
     for views in evaluation_batches(dataset, loaded.config.evaluation.batch_size, workers=loaded.config.data.workers):
-        rows += predict_results(loaded.model, [views], loaded.classes.ids, loaded.device, loaded.config.train.precision)
+        rows += predict_results(loaded.model, [views], loaded.classes.ids, loaded.device, loaded.precision)
         done += len(views)
         on_progress(done, len(dataset))
     found = measure_calibration(files.annotations, rows).to_json()

@@ -81,7 +81,7 @@ def _about_boxes(loaded: list[Loaded], views: Views, doubts: Doubts) -> None:
         return
     grids = []
     for each in loaded:
-        lower = each.config.train.precision == "bf16"
+        lower = each.precision == "bf16"
         with torch.inference_mode(), torch.autocast(each.device.type, torch.bfloat16, enabled=lower):
             said = each.model.predict_masks(moved.weak, proposals, fine=True)
         grids.append(said.of_category().float().sigmoid())
@@ -103,7 +103,7 @@ def is_bare(record: ImageRecord) -> bool:
 
 
 def _about_images(main: Loaded, views: Views, bare: Set[int | str], doubts: Doubts) -> None:
-    found = predict_views(main.model, views, main.device, main.config.train.precision)
+    found = predict_views(main.model, views, main.device, main.precision)
     for image_id, predicted in zip(views.image_ids, found, strict=True):
         if image_id not in bare:
             continue

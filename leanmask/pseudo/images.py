@@ -160,7 +160,7 @@ def _label_batch(loaded: Loaded, views: Views, options: PseudoOptions) -> Iterat
     """One item per image: its rows, or the file that could not be read."""
 
     sure = sure_of_class(options.class_quality)
-    found = predict_views(loaded.model, views, loaded.device, loaded.config.train.precision, sure)
+    found = predict_views(loaded.model, views, loaded.device, loaded.precision, sure)
     thresholds = Thresholds(options.class_quality, options.mask_quality, options.area_px)
     for image_id, file, frame, instances in zip(views.image_ids, views.files, views.frames, found, strict=True):
         if file in views.skipped:

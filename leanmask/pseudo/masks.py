@@ -76,7 +76,7 @@ def predict_masks(loaded: Loaded, views: Views) -> Iterator[Rows]:
     """
     moved = views.to(loaded.device)
     proposals, lacking = boxes_without_mask(moved.targets, points=loaded.model.takes_points)
-    lower = loaded.config.train.precision == "bf16"
+    lower = loaded.precision == "bf16"
     with torch.inference_mode(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=lower):
         predicted = loaded.model.predict_masks(moved.weak, proposals, fine=True)
     values = predicted.of_category().float().sigmoid()

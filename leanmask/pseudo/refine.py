@@ -204,7 +204,7 @@ def _refine_share(
 
 def _refined(loaded: Loaded, views: Views) -> Iterator[Rows]:
     """For every image, what its objects get: `segmentation` (RLE, image frame) and `score`."""
-    found = predict_views(loaded.model, views, loaded.device, loaded.config.train.precision)
+    found = predict_views(loaded.model, views, loaded.device, loaded.precision)
     for frame, instances in zip(views.frames, found, strict=True):
         ids, masks, scores = instances.ids, instances.masks, instances.scores
         assert ids is not None, "objects of a file have ids"

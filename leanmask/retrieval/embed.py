@@ -85,7 +85,9 @@ class PictureEmbedder:
 
 @dataclass(frozen=True, eq=False)
 class ObjectEmbedder:
-    """A picture is the objects that a trained network finds in it, each as what the network tells its class from."""
+    """A picture is the objects that a trained network finds in it, each as what the network tells its class from. In
+    fp32 whatever the run's precision, for vectors of a store are compared whichever machine made them.
+    """
 
     name: str
     loaded: Loaded
