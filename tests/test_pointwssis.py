@@ -221,7 +221,7 @@ def test_every_arm_of_the_benchmark_runs(digits: Path, tmp_path: Path) -> None:
     assert list(arms_of("weak-semi-5")) == ["unpasted", "baseline", "rough", "pointwssis", "online", "full"]
     options = BenchOptions(data=digits, work=tmp_path / "w", results=tmp_path / "r", overrides=(*short, *small))
     rows = bench("weak-semi-40", options).rows
-    assert {row["model"] for row in rows} == {"solov2-tiny"}
+    assert {row["model"] for row in rows} == {"solov2-lite0"}
     # Teacher, refiner and student, and for `online` at least one step more: it goes on with the run of `pointwssis`.
     steps = {row["arm"]: row["steps"] for row in rows}
     assert steps == {"baseline": 1, "rough": 2, "pointwssis": 3, "online": 4, "full": 1}
