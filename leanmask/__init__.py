@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leanmask.doctor import doctor
     from leanmask.evaluation.trust import quality
     from leanmask.inference import evaluate, load, predict
+    from leanmask.planning.plan import plan
     from leanmask.pseudo.images import pseudo
     from leanmask.pseudo.points import pseudo_points
     from leanmask.pseudo.refine import refine
@@ -40,6 +41,7 @@ _HOME = {
     "evaluate": "leanmask.inference",
     "export_annotations": "leanmask.annotate.run",
     "load": "leanmask.inference",
+    "plan": "leanmask.planning.plan",
     "predict": "leanmask.inference",
     "pseudo": "leanmask.pseudo.images",
     "quality": "leanmask.evaluation.trust",
@@ -66,6 +68,7 @@ __all__ = [
     "evaluate",
     "export_annotations",
     "load",
+    "plan",
     "predict",
     "pseudo",
     "pseudo_points",

@@ -7,7 +7,8 @@ names (`_steps`, `_px`, `_fraction`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leanmask.errors import ConfigError, suggest
+
+END = "...\n"  # of a YAML document that is a single value
 
 
 class Frozen(BaseModel):
@@ -96,7 +99,12 @@ class OptimConfig(Frozen):
     )
     warmup_steps: int = Field(100, ge=0)
     warmup_factor: float = Field(0.01, gt=0, le=1, description="rate at step 0, as a share of the peak")
-    backbone_lr_factor: float = Field(1.0, ge=0, description="0 freezes the backbone")
+    backbone_lr_factor: float | None = Field(
+        None,
+        ge=0,
+        description="the backbone's learning rate over lr; 0 freezes it; null = 0.3 for lite0 to lite2 and timm's with "
+        "weights, else 1",
+    )
     clip_norm: float | None = Field(5.0, description="largest gradient norm; null = no clipping")
 
 
@@ -104,6 +112,13 @@ class TrainConfig(Frozen):
     """Length, size and safety of a training run."""
 
     steps: int = Field(3000, ge=1, description="student updates")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="length as passes over the labelled training images, instead of `steps`: epochs * images / "
+        "batch_size updates, rounded up; of images that are shown more often each counts once; null = `steps` counts",
+    )
     batch_size: int = Field(
         8, ge=1, description="labelled images per update, over all processes and accumulation steps"
     )
@@ -134,6 +149,11 @@ class TrainConfig(Frozen):
         None, description="repeatable kernels; null = on CPUs, bit for bit, and not on GPUs, where they are slower"
     )
     eval_every_steps: int = Field(0, ge=0, description="0 = only at the end")
+    patience: int = Field(
+        0,
+        ge=0,
+        description="evaluations in a row without a better mask AP that end the training early, `best` kept; 0 = never",
+    )
     checkpoint_every_steps: int = Field(200, ge=1)
     log_every_steps: int = Field(10, ge=1)
     collapse_stop_windows: int = Field(
@@ -160,6 +180,12 @@ class EvaluationConfig(Frozen):
     )
     who: tuple[Literal["student", "teacher"], ...] = Field(
         ("student", "teacher"), description="which networks to evaluate"
+    )
+    pictures: int = Field(
+        4,
+        ge=0,
+        description="validation images, spread over the split, that every evaluation draws: what was predicted beside "
+        "the truth, in evaluation/*/pictures, TensorBoard and the report",
     )
 
 
@@ -203,6 +229,47 @@ def apply_overrides(settings: dict[str, Any], overrides: Sequence[str]) -> dict[
         except yaml.YAMLError:
             place[leaf] = text
     return result
+
+
+def get_setting(settings: Mapping[str, Any], dotted: str, default: Any = None) -> Any:
+    """The value of a dotted setting such as "train.steps"; `default` where nothing is said of it."""
+    place: Any = settings
+    for part in dotted.split("."):
+        if not isinstance(place, Mapping) or part not in place:
+            return default
+        place = place[part]
+    return place
+
+
+def set_setting(settings: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A copy of `settings` in which one dotted setting has this value."""
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return merge(settings, value)
+
+
+def commented_yaml(settings: Mapping[str, Any], reasons: Mapping[str, str], prefix: str = "") -> str:
+    """Nested settings as YAML, a line each; behind a value its reason, where there is one (by dotted name)."""
+    lines = []
+    depth = "  " * (prefix.count(".") if prefix else 0)
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            lines.append(f"{depth}{_inline(key)}:\n{commented_yaml(value, reasons, f'{name}.')}")
+            continue
+        reason = f"  # {' '.join(reasons[name].split())}" if name in reasons else ""
+        lines.append(f"{depth}{_inline(key)}: {_inline(value)}{reason}\n")
+    return "".join(lines)
+
+
+def _inline(value: Any) -> str:
+    """YAML on one line."""
+    for style in (None, '"'):  # in double quotes line breaks are escaped
+        text: str = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=math.inf, sort_keys=False)
+        text = text.removesuffix(END).strip()
+        if "\n" not in text:
+            break
+    return text
 
 
 def _copy(settings: dict[str, Any]) -> dict[str, Any]:

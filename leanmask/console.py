@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from leanmask.summary import Line, LogLine
+
 OnProgress = Callable[[int, int], None]
 
 # Messages and progress go to the error stream, so that --json leaves nothing but JSON on the output.
@@ -38,7 +40,12 @@ output = Console(highlight=False, quiet=_SILENT, width=_columns(sys.stdout))
 
 @contextmanager
 def progress(title: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A progress bar; call the yielded function with (done, total) and, if there is one, a note to show beside it."""
+    """A progress bar; call the yielded function with (done, total) and, if there is one, a note to show beside it.
+
+    A `Line` is printed, above the bar where there is one; a `LogLine` where there is none, as in a file or a pipe, if
+    not `quiet`.
+    """
+    piped = not messages.is_terminal and not quiet
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,14 +56,20 @@ def progress(title: str, quiet: bool = False) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=messages,
-        disable=quiet or _SILENT,
-        transient=not messages.is_terminal,
+        disable=quiet or _SILENT or not messages.is_terminal,
+        speed_estimate_period=600,  # of the last 30 seconds, as is usual, an evaluation would leave nothing to go by
     )
     with bar:
         task = bar.add_task(title, total=None, note="")
 
         def report(done: int, total: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=total, note=note)
+            if _SILENT:
+                return
+            if isinstance(note, Line) or (isinstance(note, LogLine) and piped):
+                messages.print(note, markup=False, soft_wrap=True)
+            if not isinstance(note, Line):
+                bar.update(task, note=str(note))
+            bar.update(task, completed=done, total=total)
 
         yield report
 

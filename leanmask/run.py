@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import accelerate
@@ -19,9 +20,11 @@ from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
 from leanmask.devices import capability, training_device, use_cpu
 from leanmask.engine.distributed import everyones, start_processes, world_size
 from leanmask.errors import ConfigError, RunError, suggest
+from leanmask.planning.plan import PLANNED_FOR
+from leanmask.planning.plan import plan as make_plan
 from leanmask.session import Session
 from leanmask.settings import RunConfig, load_config, resolve
-from leanmask.settling import settle
+from leanmask.settling import settle, without_replaced_length
 from leanmask.stages import StagedRun
 from leanmask.summary import OnStep, TrainSummary
 from leanmask.version import __version__
@@ -33,25 +36,37 @@ def train(
     *,
     settings: Mapping[str, Any] | str | Path | None = None,
     overrides: Sequence[str] = (),
+    plan: bool = True,
+    minutes: float | None = None,
     until: str | None = None,
     on_progress: OnStep | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> TrainSummary:
     """Train on `data` into the new folder `out`.
 
-    Settings come from the defaults, from `settings`, a mapping or a YAML file, and from dotted `overrides` such as
-    "train.steps=500", later ones winning; docs/configuration.md lists them. until: the last stage to do now of a method
-    that has several. tell: called with sentences about the settings, before the first step. Raises ConfigError,
-    DataError, RunError (the folder exists already) or TrainingStopped, each with
-    a sentence that says what to do.
+    Settings come from a plan for this data and this machine (see `leanmask.plan`), from `settings`, a mapping or a YAML
+    file, and from dotted `overrides` such as "train.steps=500", later ones winning; docs/configuration.md lists them.
+    plan: False = its defaults in the place of a plan. minutes: of a plan, the longest that the training may take.
+    until: the last stage to do now of a method that has several. tell: called with sentences about the settings, before
+    the first step. Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with a
+    sentence that says what to do.
     """
-    told = load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {}
-    given = merge({"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}, dict(told))
-    given = apply_overrides(given, overrides)
-    checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
     if start_processes().is_main_process:
         _require_new(Path(out))
-    return _run(_settled(checked, tell), Path(out), until, on_progress)
+    told = dict(load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {})
+    reasons: Mapping[str, str] = {}
+    if plan:
+        made = make_plan(data, settings=told, overrides=overrides, minutes=minutes)
+        given, reasons = made.settings, made.reasons
+        _tell_all(tell, made.to_lines())
+    else:
+        if minutes is not None:
+            raise ConfigError("minutes shorten a plan; without one, set train.steps or train.epochs")
+        told.pop(PLANNED_FOR, None)
+        usual = merge({"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}, told)
+        given = apply_overrides(without_replaced_length(usual, apply_overrides({}, overrides)), overrides)
+    checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
+    return _run(_settled(checked, tell), Path(out), until, on_progress, reasons)
 
 
 def resume(
@@ -66,31 +81,42 @@ def resume(
     """
     started = load_config(Path(run))
     start_processes()
-    return _run(_settled(started, tell), Path(run), until, on_progress)
+    return _run(_settled(started, tell, begun=True), Path(run), until, on_progress, {})
 
 
-def _settled(config: RunConfig, tell: Callable[[str], None] | None) -> RunConfig:
+def _settled(config: RunConfig, tell: Callable[[str], None] | None, begun: bool = False) -> RunConfig:
     """The first process's settled settings: machines of several kinds train one network in one precision."""
-    found, notes = everyones(settle(config))[0]
-    if tell is not None and start_processes().is_main_process:
-        for note in notes:
-            tell(note)
+    found, notes = everyones(settle(config, begun=begun))[0]
+    _tell_all(tell, notes)
     return found
 
 
-def _run(config: RunConfig, folder: Path, until: str | None, on_progress: OnStep | None) -> TrainSummary:
+def _tell_all(tell: Callable[[str], None] | None, sentences: Sequence[str]) -> None:
+    """Once, however many processes there are."""
+    if tell is not None and start_processes().is_main_process:
+        for sentence in sentences:
+            tell(sentence)
+
+
+def _run(
+    config: RunConfig, folder: Path, until: str | None, on_progress: OnStep | None, reasons: Mapping[str, str]
+) -> TrainSummary:
     stages = [stage.name for stage in config.stages()]
     if until is not None and until not in stages:
         name: str = config.method.name  # type: ignore[attr-defined]
         allowed = suggest(until, stages) if stages else ": it is a single training"
         raise ConfigError(f"method {name} has no stage '{until}'{allowed}")
     if stages:
-        return StagedRun(config, folder, until or stages[-1], _train_one, on_progress).run()
-    return _train_one(config, folder, on_progress, lambda: None)
+        return StagedRun(config, folder, until or stages[-1], _train_one, on_progress, reasons).run()
+    return _train_one(config, folder, on_progress, lambda: None, reasons)
 
 
 def _train_one(
-    config: RunConfig, folder: Path, on_progress: OnStep | None, announce: Callable[[], None]
+    config: RunConfig,
+    folder: Path,
+    on_progress: OnStep | None,
+    announce: Callable[[], None],
+    reasons: Mapping[str, str] = MappingProxyType({}),
 ) -> TrainSummary:
     """Start a training in a new folder, or go on with the one that is there. See `stages.TrainOne`."""
     state = start_processes()
@@ -101,7 +127,7 @@ def _train_one(
     _vary_processes(config.train, state.process_index)
     if state.is_main_process and not begun:
         announce()
-        session.write_folder(environment())
+        session.write_folder(environment(), reasons)
     state.wait_for_everyone()
     return session.run(resume=begun, on_progress=on_progress)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 
-from leanmask.config import DataConfig
+from leanmask.config import DataConfig, commented_yaml
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.dataset import EvalDataset, ImageSource, TrainDataset
 from leanmask.data.layout import SplitFiles, locate
@@ -22,15 +23,20 @@ from leanmask.engine.checkpoint import fit_weights, load_weights
 from leanmask.engine.job import Evaluated, Job, TrainResult
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import train as run_job
-from leanmask.errors import ConfigError, DataError, RunError, suggest
+from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.evaluation.coco_files import CocoTruth
 from leanmask.evaluation.pseudo_quality import PseudoImage, pseudo_quality
 from leanmask.evaluation.validator import Validator
 from leanmask.methods.base import Method, TrainingFacts
 from leanmask.models.base import Model
+from leanmask.pace import Pace
 from leanmask.records import Instances, Views
-from leanmask.settings import RunConfig
-from leanmask.summary import OnStep, TrainSummary
+from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
+from leanmask.reports.evaluation_pictures import EvaluationPictures, spread
+from leanmask.reports.pictures import read_truth
+from leanmask.settings import RunConfig, stored
+from leanmask.settling import annotated
+from leanmask.summary import Line, LogLine, OnStep, TrainSummary
 from leanmask.version import __version__
 
 # Pseudo-labels are measured on at most this many training images, spread evenly.
@@ -56,7 +62,7 @@ class Session:
         """Opens the data and builds the networks. Raises DataError, ConfigError or CheckpointError."""
         self.config, self.folder, self.state = config, folder, state
         splits = locate(config.data.path)
-        self.files = {name: _annotated(splits, name, config) for name in _split_names(config)}
+        self.files = {name: annotated(splits, name, config) for name in _split_names(config)}
         train, val = (self.files[name] for name in _split_names(config))
         unannotated = config.data.unannotated
         self.labelled = AnnotationStore.open(train.annotations, train.images, unannotated=unannotated)
@@ -73,17 +79,33 @@ class Session:
         self.loader = self._loader()
         self.student: Model = config.build_model(len(self.classes))
         if config.train.student_weights is not None:
-            path = Path(config.train.student_weights)
-            fit_weights(self.student, load_weights(path)[0], path)
+            self._start_as(self.student, Path(config.train.student_weights))
         if self.student.needs_rough:
             require_rough(self.labelled, train.annotations)
         self.student.tell_image_counts([census.class_images[name] for name in self.classes.names])
         self.teacher = Teacher(self.student)
         if config.train.teacher_weights is not None:
-            path = Path(config.train.teacher_weights)
-            fit_weights(self.teacher.model, load_weights(path)[0], path)
+            self._start_as(self.teacher.model, Path(config.train.teacher_weights))
         self.metrics: dict[str, dict[str, float]] = {}
+        self.pace = Pace(config.train.steps, config.train.eval_every_steps)
+        self._pictures: EvaluationPictures | None = None
         self._on_progress: OnStep | None = None
+        self._evaluating_seconds = 0.0  # since the last step
+
+    def _start_as(self, model: Model, path: Path) -> None:
+        """Give a network the weights of a file, which must have learned from images normalised as this run's are."""
+        weights, metadata = load_weights(path)
+        if "config" in metadata:
+            theirs, ours = (
+                (each.model.image_mean, each.model.image_std)  # type: ignore[attr-defined]
+                for each in (stored(json.loads(metadata["config"])), self.config)
+            )
+            if theirs != ours:
+                raise ConfigError(
+                    f"{path} was trained with model.image_mean={list(theirs[0])}, model.image_std={list(theirs[1])}; "
+                    f"this run has {list(ours[0])}, {list(ours[1])}: set them alike"
+                )
+        fit_weights(model, weights, path)
 
     def _facts(self, census: Census) -> TrainingFacts:
         counts = [census.per_class[name] for name in self.classes.names]
@@ -134,8 +156,10 @@ class Session:
             workers=data.workers,
         )
 
-    def write_folder(self, environment: Mapping[str, Any]) -> None:
-        """Make the run folder with `config.yaml`, `env.json` and `data.json`."""
+    def write_folder(self, environment: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+        """Make the run folder with `config.yaml`, `env.json` and `data.json`. reasons: why settings have their values,
+        by dotted name.
+        """
         train, val = _split_names(self.config)
         data = {
             "classes": self.classes.to_json(),
@@ -149,7 +173,7 @@ class Session:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "env.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
             (self.folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
-            text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+            text = commented_yaml(self.config.model_dump(mode="json"), reasons)
             (self.folder / "config.yaml").write_text(text, encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write the run folder {self.folder}: {error.strerror}") from None
@@ -157,8 +181,19 @@ class Session:
     def run(self, *, resume: bool, on_progress: OnStep | None) -> TrainSummary:
         """Train to the end, or from the last checkpoint on."""
 
+        clock = time.perf_counter()
+
         def report(step: int, total: int, losses: Mapping[str, float]) -> None:
+            nonlocal clock
+            before, clock = clock, time.perf_counter()
+            self.pace.add_step(clock - before - self._evaluating_seconds)
+            self._evaluating_seconds = 0.0
             self._tell(step, f"loss {sum(losses.values()):.2f}")
+            if (estimate := self.pace.estimate(step)) is not None:
+                self._tell(step, Line(estimate))
+
+        def report_log(step: int, losses: Mapping[str, float], seconds_step: float) -> None:
+            self._tell(step, LogLine(self.pace.log_line(step, sum(losses.values()), seconds_step)))
 
         self._on_progress = on_progress
         told = [self.labelled.census().to_text(), f"weights: {self.student.weights_note}", self.method.notice]
@@ -167,7 +202,8 @@ class Session:
             told.append(
                 f"no image of split '{val}' is annotated exhaustively: nothing is measured, the teacher is kept"
             )
-        self._tell(0, "; ".join(part for part in told if part))
+        told.append(self._useless_patience())
+        self._tell(0, Line("; ".join(part for part in told if part)))
         job = Job(
             student=self.student,
             teacher=self.teacher,
@@ -179,11 +215,21 @@ class Session:
             optim=self.config.optim,
             describe=self.describe(),
             on_progress=report,
+            on_log=report_log,
         )
         return self.summary(run_job(job, resume))
 
+    def _useless_patience(self) -> str | None:
+        """A sentence where `train.patience` is set and can never end the training."""
+        train = self.config.train
+        before_the_end = self.pace.evaluations_after(0) - 1
+        if not train.patience or (self.measurable and before_the_end > train.patience):
+            return None
+        why = f"evaluations before the end: {before_the_end} (train.eval_every_steps={train.eval_every_steps})"
+        return f"train.patience={train.patience} does nothing; {why if self.measurable else 'nothing is measured'}"
+
     def _tell(self, step: int, note: str) -> None:
-        if self._on_progress:
+        if self._on_progress and self.state.is_main_process:
             self._on_progress(step, self.config.train.steps, note)
 
     def describe(self) -> dict[str, Any]:
@@ -191,7 +237,13 @@ class Session:
         return {
             "classes": self.classes.to_json(),
             "config": self.config.model_dump(mode="json"),
-            "preprocessing": {"image_size": self.config.data.image_size, "channels": "RGB", "range": [0, 1]},
+            "preprocessing": {
+                "image_size": self.config.data.image_size,
+                "channels": "RGB",
+                "range": [0, 1],
+                "mean": self.config.model.image_mean,  # type: ignore[attr-defined]
+                "std": self.config.model.image_std,  # type: ignore[attr-defined]
+            },
             "leanmask": __version__,
             "licence": "the weights are yours; their licence follows your data and any pretrained weights",
         }
@@ -204,11 +256,18 @@ class Session:
                 found = json.loads(path.read_text(encoding="utf-8"))["metrics"]
                 self.metrics[who] = {name: float("nan") if value is None else value for name, value in found.items()}
         return TrainSummary(
-            self.folder, result.steps, result.seconds, self.metrics, result.best, unreadable=result.unreadable
+            self.folder,
+            result.steps,
+            result.seconds,
+            self.metrics,
+            result.best,
+            unreadable=result.unreadable,
+            stopped_early=result.stopped_early,
         )
 
     def evaluate(self, step: int) -> Evaluated:
-        """Measure the networks on the validation split, and the pseudo-labels where hidden truth is there."""
+        """Measure and draw the networks on the validation split, and the pseudo-labels where hidden truth is there."""
+        begin = time.perf_counter()
         val = self.files[self.config.data.val_split]
         assert val.annotations is not None
         validator = Validator(
@@ -225,13 +284,34 @@ class Session:
         measured: dict[str, dict[str, Any]] = {}
         for who in self.config.evaluation.who if self.measurable else ():
             self._tell(step, f"evaluating the {who}")
-            evaluation = validator.measure(networks[who], self.folder / "evaluation" / who)
+            pictures: dict[str, Any] = {}
+            draw = partial(self._draw, pictures, step, who) if self.config.evaluation.pictures else None
+            evaluation = validator.measure(networks[who], self.folder / "evaluation" / who, draw)
             if evaluation is not None:
-                measured[who] = {**evaluation.metrics, "per_class": evaluation.per_class}
+                measured[who] = {**evaluation.metrics, "per_class": evaluation.per_class, "pictures": pictures}
                 self.metrics[who] = evaluation.metrics
+        if measured:
+            found = ", ".join(f"{who} mask AP {100 * metrics['AP']:.1f}" for who, metrics in measured.items())
+            self._tell(step, Line(f"step {step} of {self.config.train.steps}: {found}"))
         if self.state.is_main_process and (quality := self.pseudo_quality()):
             measured["pseudo"] = quality
+        self._evaluating_seconds += time.perf_counter() - begin
+        self.pace.add_evaluation(time.perf_counter() - begin)
         return measured
+
+    def _draw(self, pictures: dict[str, Any], step: int, who: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add pictures of the network's predictions on a few validation images, by name."""
+        val = self.files[self.config.data.val_split]
+        assert val.annotations is not None
+        if self._pictures is None:
+            shown = spread(len(self.validation), self.config.evaluation.pictures)
+            images = [(self.validation[index].id, self.validation[index].path) for index in shown]
+            self._pictures = EvaluationPictures(read_truth(val.annotations), images)
+        folder = self.folder / "evaluation" / who / PICTURES_FOLDER
+        drawn, problems = self._pictures.draw(rows, f"{who}, step {step}", folder)
+        pictures.update(drawn)
+        for problem in problems:
+            self._tell(step, Line(problem))
 
     def _validation_batches(self) -> Iterator[Views]:
         dataset = EvalDataset(self.validation, self.config.data)
@@ -290,11 +370,3 @@ def require_rough(store: AnnotationStore, source: Path | None) -> None:
 
 def _split_names(config: RunConfig) -> tuple[str, str]:
     return config.data.train_split, config.data.val_split
-
-
-def _annotated(splits: Mapping[str, SplitFiles], name: str, config: RunConfig) -> SplitFiles:
-    if name not in splits:
-        raise DataError(f"{config.data.path} has no split '{name}'{suggest(name, splits)}")
-    if splits[name].annotations is None:
-        raise DataError(f"split '{name}' of {config.data.path} has images but no annotation file")
-    return splits[name]

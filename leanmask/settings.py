@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from leanmask.config import (
     AugmentConfig,
@@ -21,7 +21,11 @@ from leanmask.errors import ConfigError, RunError, suggest
 from leanmask.methods import METHODS, STAGED
 from leanmask.methods.base import Method, Stage, TrainingFacts
 from leanmask.models import MODELS
+from leanmask.models.backbone_config import BackboneConfig
 from leanmask.models.base import Model
+from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, is_timm
+
+PRETRAINED_LR_FACTOR = 0.3  # features that are good already change slower than a head that starts at random
 
 
 class RunConfig(Frozen):
@@ -39,6 +43,15 @@ class RunConfig(Frozen):
     @classmethod
     def _model(cls, value: Any) -> Frozen:
         return _named("model", value, {name: model.Config for name, model in MODELS.items()})
+
+    @field_validator("optim")
+    @classmethod
+    def _backbone_rate(cls, value: OptimConfig, info: ValidationInfo) -> OptimConfig:
+        if value.backbone_lr_factor is not None:
+            return value
+        model = info.data.get("model")
+        pretrained = isinstance(model, BackboneConfig) and is_timm(model.backbone) and model.weights is not None
+        return value.model_copy(update={"backbone_lr_factor": PRETRAINED_LR_FACTOR if pretrained else 1.0})
 
     @field_validator("method", mode="before")
     @classmethod
@@ -82,9 +95,34 @@ def resolve(settings: dict[str, Any]) -> RunConfig:
         raise explain(error, RunConfig) from None
 
 
+def stored(settings: dict[str, Any]) -> RunConfig:
+    """The settings that a run folder or a weights file says it was made with, whichever version wrote them.
+
+    Before there was `model.image_mean`, all networks saw images normalised by ImageNet's numbers, the default backbone
+    was `tiny`, and a `norm` that timm's networks do not have left them as they are. Raises ConfigError.
+    """
+    model = settings.get("model")
+    if not isinstance(model, dict) or "image_mean" in model:
+        return resolve(settings)
+    model = {"backbone": "tiny", "weights": None} | model | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    if model.get("window") is None:
+        model["window"] = "auto"
+    if is_timm(str(model["backbone"])) and model.get("norm") in ("batch", "group"):
+        model["norm"] = "own"
+    if model.get("name") == "mask_refine":
+        model["decoder_norm"] = model.get("norm")
+    method = settings.get("method")
+    if isinstance(method, dict) and isinstance(method.get("refiner"), dict):  # PointWSSIS's second network
+        refiner = {"weights": None} | method["refiner"]
+        if refiner.get("backbone", model["backbone"]) == model["backbone"] and refiner["weights"] is None:
+            del refiner["weights"]  # it began with the teacher's
+        method = method | {"refiner": refiner}
+    return resolve(settings | {"model": model, "method": method})
+
+
 def load_config(run: Path) -> RunConfig:
     """The resolved settings of a run folder. Raises RunError when it is none."""
     path = run / "config.yaml"
     if not path.is_file():
         raise RunError(f"{run} is no run folder: it has no config.yaml")
-    return resolve(load_yaml(path))
+    return stored(load_yaml(path))

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from leanmask.config import merge
+from leanmask.config import commented_yaml, merge
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
@@ -60,9 +58,16 @@ class StagedRun:
     """
 
     def __init__(
-        self, config: RunConfig, folder: Path, until: str, train_one: TrainOne, on_progress: OnStep | None
+        self,
+        config: RunConfig,
+        folder: Path,
+        until: str,
+        train_one: TrainOne,
+        on_progress: OnStep | None,
+        reasons: Mapping[str, str],
     ) -> None:
         self.config, self.folder, self.train_one, self.on_progress = config, folder, train_one, on_progress
+        self.reasons = reasons
         self.stages = config.stages()
         names = [stage.name for stage in self.stages]
         done = names.index(until) + 1
@@ -95,7 +100,7 @@ class StagedRun:
         settings, own = self.config.model_dump(mode="json"), dict(stage.settings)
         settings["method"] = {}
         if "name" in own.get("model", {}):  # another model than the run's
-            own["model"] = {"backbone": settings["model"].get("backbone", "tiny"), **own["model"]}
+            own["model"] = _with_backbone(own["model"], settings["model"])
             settings["model"] = {}
         data = self.config.data.path if stage.data is None else str(self.stage_folder(stage.data).absolute())
         settings = merge(merge(settings, own), {"data": {"path": data}, "train": self._length_of(stage)})
@@ -110,14 +115,14 @@ class StagedRun:
             path = self.stage_folder(stage.calibration).absolute() / calibration.CALIBRATION_FILE
             settings = merge(settings, {"method": {"calibration": str(path)}})
         same = settings["model"].get("backbone") == getattr(self.config.model, "backbone", None)
-        if stage.encoder is not None and same and not settings["model"].get("weights"):
+        if stage.encoder is not None and same and "weights" not in stage.settings.get("model", {}):
             settings = merge(settings, {"model": {"weights": self._weights_of(stage.encoder)}})
         return resolve(settings)
 
-    def _length_of(self, stage: TrainStage) -> dict[str, int]:
+    def _length_of(self, stage: TrainStage) -> dict[str, Any]:
         steps = max(round(self.config.train.steps * stage.steps_fraction), 1)
         often = {"eval_every_steps": max(steps // stage.evaluations, 1)} if stage.evaluations else {}
-        return {"steps": steps, **often}
+        return {"steps": steps, "epochs": None, **often}  # a stage's data are others, and so would its epochs be
 
     def _weights_of(self, name: str) -> str:
         return str(self.stage_folder(name).absolute() / "best.safetensors")
@@ -220,7 +225,8 @@ class StagedRun:
 
         def report(step: int, total: int, note: str) -> None:
             if self.on_progress:
-                self.on_progress(before + step, total_steps, f"{stage.name}: {note}")
+                kind = type(note)  # a line stays one
+                self.on_progress(before + step, total_steps, kind(f"{stage.name}: {note}"))
 
         return report
 
@@ -246,13 +252,25 @@ class StagedRun:
             {"name": stage.name, "folder": self.stage_folder(stage.name).name, "trains": isinstance(stage, TrainStage)}
             for stage in self.stages
         ]
-        text = yaml.safe_dump(self.config.model_dump(mode="json"), sort_keys=False)
+        text = commented_yaml(self.config.model_dump(mode="json"), self.reasons)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self.folder / "config.yaml", text.encode(), overwrite=True)
             write_atomically(self.folder / STAGES_FILE, json.dumps({"stages": stages}, indent=1).encode())
         except (OSError, LeanmaskError) as error:
             raise RunError(f"cannot write the run folder {self.folder}: {error}") from None
+
+
+# What a stage with another model takes of the run's: the same network, which sees the same numbers.
+BACKBONE_SETTINGS = ("backbone_options", "window", "global_blocks", "weights", "norm", "image_mean", "image_std")
+
+
+def _with_backbone(own: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """A stage's settings of its model, with the run's backbone where it names none or the same."""
+    backbone = own.get("backbone", run["backbone"])
+    if backbone != run["backbone"]:
+        return own
+    return {"backbone": backbone, **{name: run[name] for name in BACKBONE_SETTINGS}, **own}
 
 
 def _copy(source: Path, target: Path) -> None:

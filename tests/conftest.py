@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from annotate_helpers import chromium
-from run_helpers import TINY, Outcome
+from run_helpers import TINY, Outcome, train
 
 from leanmask.cli import main
 from leanmask.data import pack as pack_module
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
-from leanmask.run import train
 from leanmask.summary import TrainSummary
 
 if TYPE_CHECKING:

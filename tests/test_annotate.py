@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from annotate_helpers import write_boxes, write_photos
 from PIL import Image
-from run_helpers import TINY, Outcome
+from run_helpers import TINY, Outcome, train
 
 from leanmask.annotate.export import by_use
 from leanmask.annotate.pictures import Part, Pictures
@@ -31,7 +31,6 @@ from leanmask.data.splits import split
 from leanmask.data.views.canvas import UnreadableImage, read_picture
 from leanmask.data.withholding.clicks import innermost_pixel
 from leanmask.errors import ConfigError, DataError
-from leanmask.run import train
 
 ONE_STEP = merge(TINY, {"method": {"name": "supervised"}, "train": {"steps": 1}})
 

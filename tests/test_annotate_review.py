@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_helpers import train
 from test_annotate import ONE_STEP, export, said, session
 
 from leanmask.annotate.export import join
@@ -14,7 +15,6 @@ from leanmask.annotate.tasks import is_predicted
 from leanmask.data.check import check
 from leanmask.data.splits import split
 from leanmask.data.withholding.clicks import random_pixels
-from leanmask.run import train
 
 DECISIONS = ("accept", "reject", "cuts_off", "wrong_class")
 

@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": set(),
     "processes": set(),
     "summary": set(),
+    "pace": {"reports.layout"},
     "data": BASE,
     "labels": BASE,
     "models": BASE,

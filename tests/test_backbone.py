@@ -143,7 +143,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(weights_module, "_choices", lambda backbone: {"DEFAULT": Offline()})
     with pytest.raises(CheckpointError, match=r"cannot download weights 'DEFAULT'.*no route"):
-        load_pretrained(nn.Identity(), "resnet18", "DEFAULT")
+        load_pretrained(nn.Identity(), BackboneSpec("resnet18", "group", 16, 5), "DEFAULT")
 
 
 def test_detector_weights_have_torchvisions_name() -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from run_helpers import TINY, Outcome
+from run_helpers import TINY, Outcome, train
 
 from leanmask.config import merge
 from leanmask.engine import checkpoint
 from leanmask.errors import CheckpointError, ConfigError, DataError, LeanmaskError, RunError
 from leanmask.inference import load
-from leanmask.run import resume, train
+from leanmask.run import resume
 from leanmask.summary import TrainSummary
 
 Cli = Callable[..., Outcome]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import TINY, benchmark_script
+from run_helpers import TINY, benchmark_script, train
 from safetensors.torch import load_file
 from test_cascade import SMALL
 from test_pldc import FACTS, FOUND, Teacher, views_of
@@ -30,7 +30,7 @@ from leanmask.models.class_losses import softmax_loss
 from leanmask.pseudo.calibration import hold_back
 from leanmask.records import Batch, Supervision
 from leanmask.reports.page import write_report
-from leanmask.run import resume, train
+from leanmask.run import resume
 from leanmask.summary import TrainSummary
 
 SETTINGS = merge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from run_helpers import TINY, Outcome
+from run_helpers import TINY, Outcome, train
 
 from leanmask import devices
 from leanmask.config import apply_overrides
 from leanmask.devices import Capability, capability, channels_last, inference_precision, machine, settle_precision
 from leanmask.errors import ConfigError
 from leanmask.models.mask_rcnn import MaskRCNN
-from leanmask.run import resume, train
+from leanmask.models.spec import is_depthwise
+from leanmask.run import resume
 from leanmask.settings import resolve
 from leanmask.settling import settle
 
@@ -57,6 +59,25 @@ def test_processors(
     assert (found.name, found.instructions, found.native_bf16) == ("Some CPU", native, bool(native))
     assert settle_precision("auto", CPU) == ("bf16" if native else "fp32", None)
     assert all(instruction in str(found) for instruction in native)
+
+
+@pytest.mark.parametrize(
+    ("here", "depthwise", "expected"),
+    [
+        (NATIVE, False, "bf16"),
+        (NATIVE, True, "fp32"),
+        (dataclasses.replace(NATIVE, instructions=frozenset({"avx512_bf16", "amx_bf16"})), True, "bf16"),
+        (dataclasses.replace(NATIVE, kind="cuda"), True, "bf16"),
+        (AVX2, False, "fp32"),
+    ],
+)
+def test_depthwise_networks_stay_in_fp32_where_bf16_is_slower(
+    monkeypatch: pytest.MonkeyPatch, here: Capability, depthwise: bool, expected: str
+) -> None:
+    monkeypatch.setattr(devices, "capability", lambda device: here)
+    assert settle_precision("auto", CPU, depthwise) == (expected, None)
+    assert inference_precision("bf16", CPU, depthwise) == expected
+    assert [is_depthwise(name) for name in ("lite0", "timm:mobilenetv3_small_050", "resnet50")] == [True, True, False]
 
 
 def test_a_torch_without_onednn_emulates(monkeypatch: pytest.MonkeyPatch) -> None:

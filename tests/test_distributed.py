@@ -91,6 +91,7 @@ def in_each_process(folder: Path) -> None:
     report = {"stopped": stopped(folder, rank, world), "interrupted": interrupted(folder, rank, world)}
     report["noisy"] = noisy_and_resumed(folder, rank, world)
     report["helpers"] = helpers(rank)
+    report["early"] = stopped_early(folder, rank, world)
     (folder / f"report_{rank}.json").write_text(json.dumps(report))
 
 
@@ -117,6 +118,16 @@ def interrupted(folder: Path, rank: int, world: int) -> str:
     except RunInterrupted as error:
         return str(error)
     return "went on"
+
+
+def stopped_early(folder: Path, rank: int, world: int) -> list[Any]:
+    """Only the first process measures; the second must not go on alone."""
+
+    def evaluate(step: int) -> dict[str, dict[str, float]]:
+        return {"teacher": {"AP": 0.5 - step / 100}} if rank == 0 else {}
+
+    result = train(job_of(folder, "early", rank, world, evaluate=evaluate, eval_every_steps=1, patience=2))
+    return [result.steps, result.best, result.stopped_early]
 
 
 def noisy_and_resumed(folder: Path, rank: int, world: int) -> list[float]:
@@ -211,6 +222,12 @@ def test_both_processes_stop_together(folder: Path) -> None:
     assert "stopped at step 3 of 4: 2 steps in a row were not finite" in reports[0]["stopped"]
     assert reports[0]["interrupted"] == reports[1]["interrupted"]
     assert "stopped at step 2 of 4" in reports[0]["interrupted"]
+
+
+def test_both_processes_stop_early_together(folder: Path) -> None:
+    first, second = (json.loads((folder / f"report_{rank}.json").read_text())["early"] for rank in range(WORLD))
+    assert first == second
+    assert first[:2] == [3, {"who": "teacher", "step": 1, "AP": 0.49}]
 
 
 def test_resumed_processes_go_on_bit_for_bit_and_stay_equal(folder: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file
 
 from leanmask.config import merge
-from leanmask.run import resume, train
+from leanmask.run import resume
 
 OFF = {"name": "maskbooster", "binary_weight": 0.0, "soft_weight": 0.0}
 

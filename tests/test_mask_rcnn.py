@@ -99,7 +99,7 @@ def twins() -> tuple[MaskRCNN, TorchvisionMaskRCNN]:
         theirs.roi_heads.box_predictor.cls_score.weight.mul_(15)
         theirs.rpn.head.cls_logits.weight.mul_(30)
     config = MaskRCNNConfig(
-        backbone="resnet18", norm="frozen_batch", score_floor=0.05, proposals_per_image=64, rpn_samples=64
+        backbone="resnet18", weights=None, norm="frozen_batch", score_floor=0.05, proposals_per_image=64, rpn_samples=64
     )
     ours = MaskRCNN(config, CLASSES)
     ours.load_state_dict(theirs.state_dict(), strict=True)
@@ -119,7 +119,7 @@ def scene() -> tuple[Tensor, list[Target]]:
 
 def test_parameters_are_torchvisions() -> None:
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=CLASSES + 1)
-    ours = MaskRCNN(MaskRCNNConfig(backbone="resnet50", norm="batch"), CLASSES)
+    ours = MaskRCNN(MaskRCNNConfig(backbone="resnet50", weights=None, norm="batch"), CLASSES)
     shapes = {name: value.shape for name, value in theirs.state_dict().items()}
     assert {name: value.shape for name, value in ours.state_dict().items()} == shapes
 
@@ -321,6 +321,6 @@ def test_config_takes_the_backbones_numbers() -> None:
     assert MaskRCNNConfig(backbone="resnet50", aligned=True).preset().aligned
     assert MaskRCNNConfig(backbone="resnet50", weights="DEFAULT").backbone_spec().norm == "frozen_batch"
     assert MaskRCNNConfig(backbone="resnet50", weights="DEFAULT").backbone_spec().trainable_layers == 3
-    assert MaskRCNNConfig(backbone="resnet50").backbone_spec().trainable_layers == 5
+    assert MaskRCNNConfig(backbone="resnet50", weights=None).backbone_spec().trainable_layers == 5
     assert MODELS["mask_rcnn"].Config is MaskRCNNConfig
     assert sum(p.numel() for p in tiny().parameters()) < 5e6

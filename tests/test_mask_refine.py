@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from test_mask_rcnn import CLASSES, dense_masks, empty_target, target_of, total
+from timm.layers import Conv2dSame
 from torch import Tensor
 
 from leanmask.masks import Crops, Grids
@@ -21,7 +21,7 @@ from leanmask.models.mask_refine import (
     soft_dice_losses,
     spots,
 )
-from leanmask.models.mask_refine_network import Encoder, UShape, UShapeSize
+from leanmask.models.mask_refine_network import ClasswiseConv, Encoder, UShape, UShapeSize
 from leanmask.models.solov2 import SOLOv2, SOLOv2Config
 from leanmask.records import Proposals, Supervision, Target
 
@@ -31,7 +31,7 @@ BOXES = [[5, 5, 40, 40], [50, 20, 90, 60]]
 
 def tiny(**given: object) -> MaskRefineNet:
     torch.manual_seed(0)
-    return MaskRefineNet(MaskRefineConfig(size_px=32, **given), CLASSES)
+    return MaskRefineNet(MaskRefineConfig(**{"backbone": "tiny", "size_px": 32, **given}), CLASSES)
 
 
 def images(count: int = 1) -> Tensor:
@@ -61,7 +61,7 @@ def objects_of(target: Target) -> object:
 
 @pytest.mark.parametrize(("classes", "channels"), [(80, 85), (8, 13)])
 def test_published_numbers_of_channels(classes: int, channels: int) -> None:
-    assert MaskRefineNet(MaskRefineConfig(), classes).channels == channels
+    assert MaskRefineNet(MaskRefineConfig(backbone="tiny"), classes).channels == channels
 
 
 def test_published_numbers_of_parameters() -> None:
@@ -81,8 +81,8 @@ def test_published_numbers_of_parameters() -> None:
     assert [count(step) for step in network.steps] == expected
     assert count(network.head) == 64 * 2 + 2
     with torch.device("meta"):
-        model = MaskRefineNet(MaskRefineConfig(backbone="resnet101"), 80)
-    assert model.backbone.stem.weight.shape == (64, 85, 7, 7)
+        model = MaskRefineNet(MaskRefineConfig(backbone="resnet101", weights=None), 80)
+    assert model.backbone.first_convolution()[1].weight.shape == (64, 85, 7, 7)
     assert count(model.decoder) == count(network)
 
 
@@ -113,16 +113,27 @@ def test_a_class_has_one_channel_in_training_and_in_use(monkeypatch: pytest.Monk
     assert len(seen) == 2
 
 
-def test_the_stem_is_the_convolution_of_all_channels() -> None:
+@pytest.mark.parametrize(
+    "first",
+    [
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        Conv2dSame(3, 8, 3, stride=2, bias=False),  # pads below and on the right alone where a side is even
+    ],
+)
+@pytest.mark.parametrize("side", [16, 15])
+def test_the_stem_is_the_convolution_of_all_channels(first: torch.nn.Conv2d, side: int) -> None:
     torch.manual_seed(0)
-    stem = tiny().backbone.stem
+    stem = ClasswiseConv(first, CLASSES + 2)
     assert stem.weight.shape[1] == 3 + CLASSES + 1 + 1
-    pixels, channels = torch.rand(3, 5, 16, 16), torch.tensor([4, 8, 6])
-    dense = torch.zeros(3, stem.weight.shape[1], 16, 16)
+    assert torch.equal(stem.weight[:, :3], first.weight)
+    pixels, channels = torch.rand(3, 5, side, side), torch.tensor([4, 8, 6])
+    dense = torch.zeros(3, stem.weight.shape[1], side, side)
     dense[:, :3], dense[:, -1] = pixels[:, :3], pixels[:, 4]
     dense[torch.arange(3), channels] = pixels[:, 3]
-    expected = F.conv2d(dense, stem.weight, None, stem.stride, stem.padding)
-    torch.testing.assert_close(stem((pixels, channels)), expected, atol=1e-5, rtol=1e-4)
+    plain = type(first)(dense.shape[1], 8, 3, first.stride, first.padding)
+    plain.weight, plain.bias = stem.weight, stem.bias
+    torch.testing.assert_close(stem((pixels, channels)), plain(dense), atol=1e-5, rtol=1e-4)
 
 
 def test_the_point_is_given_or_the_rough_masks_centre() -> None:
@@ -222,14 +233,14 @@ def test_it_learns_to_complete_masks() -> None:
 
 def test_pretrained_weights_of_the_colours_stay_when_channels_are_added(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    plain = Encoder("resnet18", "batch")
+    plain = Encoder(MaskRefineConfig(backbone="resnet18", weights=None).backbone_spec())
     save_file(
         {name.removeprefix("body."): value for name, value in plain.state_dict().items()}, tmp_path / "r.safetensors"
     )
     model = MaskRefineNet(
         MaskRefineConfig(backbone="resnet18", weights=str(tmp_path / "r.safetensors")), CLASSES
     ).eval()
-    wide = model.backbone.stem.weight
+    wide = model.backbone.first_convolution()[1].weight
     assert wide.shape == (64, 3 + CLASSES + 2, 7, 7)
     assert torch.equal(wide[:, :3], plain.body["conv1"].weight)
     assert not wide[:, 3:].any()
@@ -240,7 +251,7 @@ def test_pretrained_weights_of_the_colours_stay_when_channels_are_added(tmp_path
 
 
 def test_the_teachers_backbone_starts_the_encoder(tmp_path: Path) -> None:
-    teacher = SOLOv2(SOLOv2Config(tower_channels=16, tower_convs=1), CLASSES)
+    teacher = SOLOv2(SOLOv2Config(backbone="tiny", tower_channels=16, tower_convs=1), CLASSES)
     save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
     model = tiny(weights=str(tmp_path / "teacher.safetensors"))
     assert torch.equal(model.backbone.body["conv1"][0].weight[:, :3], teacher.backbone.body["conv1"][0].weight)

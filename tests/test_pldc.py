@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from leanmask.methods.base import TrainingFacts
 from leanmask.methods.pldc import PLDC, PLDCConfig
 from leanmask.models.base import only_worth
 from leanmask.records import Batch, Instances, Target, Views
-from leanmask.run import resume, train
+from leanmask.run import resume
 
 SIDE = 32
 FACTS = TrainingFacts(100, objects_per_class=(30, 10), class_names=("cell", "dust"), labelled_images=10)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file
 from test_mask_rcnn import CLASSES, NOTHING, target_of, total
 from test_points import pointed
@@ -21,7 +21,7 @@ from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from leanmask.models.pointrend import PointRend, PointRendConfig
 from leanmask.models.two_stage import TwoStage
 from leanmask.records import Proposals, Supervision, Target
-from leanmask.run import resume, train
+from leanmask.run import resume
 
 NAMES = ["pointrend", "implicit_pointrend"]
 
@@ -36,7 +36,9 @@ def tiny(name: str, **settings: object) -> TwoStage:
 )
 def test_published_parameter_count(classes: int, agnostic: bool, expected: int) -> None:
     with torch.device("meta"):
-        model = ImplicitPointRend(ImplicitPointRendConfig(backbone="resnet50", class_agnostic=agnostic), classes)
+        model = ImplicitPointRend(
+            ImplicitPointRendConfig(backbone="resnet50", weights=None, class_agnostic=agnostic), classes
+        )
     assert model.roi_heads.network.parameter_count == expected
     assert model.roi_heads.parameter_head.last.weight.numel() == expected * 1024
     assert model.roi_heads.parameter_head.fc1.in_features == 12_544
@@ -44,7 +46,7 @@ def test_published_parameter_count(classes: int, agnostic: bool, expected: int) 
 
 def test_published_pointrend() -> None:
     with torch.device("meta"):
-        heads = PointRend(PointRendConfig(backbone="resnet50"), 80).roi_heads
+        heads = PointRend(PointRendConfig(backbone="resnet50", weights=None), 80).roi_heads
     assert [layer.weight.shape for layer in heads.point_head.layers] == [(256, 336)] * 3
     assert heads.point_head.last.weight.shape == (80, 336)
     assert heads.coarse_head.last.out_features == 80 * 49
@@ -301,7 +303,10 @@ def test_maskbooster_wraps_it_and_a_killed_run_resumes_to_the_same_weights(
         if step == 3:
             raise KeyboardInterrupt
 
-    boosted = {"model": {"name": name}, "method": {"name": "maskbooster", "start_fraction": 0, "ramp_fraction": 0}}
+    boosted = {
+        "model": {"name": name, "backbone": "tiny"},
+        "method": {"name": "maskbooster", "start_fraction": 0, "ramp_fraction": 0},
+    }
     settings = merge(merge(TINY, boosted), {"train": {"steps": 4}})
     train(sparse, tmp_path / "whole", settings=settings)
     rows = [json.loads(line) for line in (tmp_path / "whole" / "journal.jsonl").read_text().splitlines()]

@@ -19,7 +19,7 @@ from data_helpers import annotation, data_config, encode, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from run_helpers import TINY
+from run_helpers import TINY, train
 from safetensors.torch import load_file
 
 from leanmask.bench.arms import arms_of
@@ -43,13 +43,13 @@ from leanmask.pseudo.masks import plain_rle
 from leanmask.pseudo.points import PointOptions, pseudo_points
 from leanmask.pseudo.refine import RefineOptions, refine, with_refined
 from leanmask.pseudo.strong_weak import Work, point_masks, refined_masks, with_complete_points, write_rough
-from leanmask.run import resume, train
+from leanmask.run import resume
 from leanmask.settings import resolve
 from leanmask.stages import StagedRun
 from leanmask.summary import TrainSummary
 
 SMALL = {"tower_channels": 16, "tower_convs": 1, "kernel_channels": 16, "mask_channels": 16, "fpn_channels": 32}
-MODEL = {"name": "solov2", **SMALL, "candidates": 10, "detections_per_image": 5}
+MODEL = {"name": "solov2", "backbone": "tiny", **SMALL, "candidates": 10, "detections_per_image": 5}
 METHOD = {"name": "pointwssis", "online": True, "refiner": {"size_px": 32}, "refiner_steps_fraction": 0.5}
 SETTINGS = merge(TINY, {"model": MODEL, "method": METHOD, "train": {"steps": 2}, "evaluation": {"who": ["teacher"]}})
 STAGES = ["1-labels", "2-teacher", "3-rough", "4-refiner", "5-pseudo", "6-refined", "7-student", "8-online"]

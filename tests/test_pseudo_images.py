@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
-from run_helpers import TINY
+from run_helpers import TINY, train
 
 from leanmask.cli import runs
 from leanmask.data.check import check
@@ -26,7 +26,6 @@ from leanmask.pseudo.images import PseudoOptions, pseudo
 from leanmask.pseudo.polygons import to_polygons
 from leanmask.pseudo.shares import Shares
 from leanmask.reports.review import write_review
-from leanmask.run import train
 from leanmask.summary import TrainSummary
 
 ALL = PseudoOptions(class_quality=0.02, mask_quality=0.3, area_px=0)  # an untrained network is sure of nothing

@@ -34,7 +34,7 @@ LAYOUT = CellLayout((8, 6, 4), ((1, 20), (16, 48), (40, 2048)))
 
 def tiny(**given: object) -> SOLOv2:
     torch.manual_seed(0)
-    return SOLOv2(SOLOv2Config(**{**SMALL, **given}), CLASSES)
+    return SOLOv2(SOLOv2Config(**{"backbone": "tiny", **SMALL, **given}), CLASSES)
 
 
 def images(count: int = 1) -> Tensor:

@@ -38,7 +38,7 @@ FAMILIES: dict[str, tuple[tuple[str, Any], ...]] = {
 
 def spec(name: str, **given: Any) -> BackboneSpec:
     return BackboneSpec(
-        **{"name": name, "norm": None, "channels": 16, "trainable_layers": 5, "options": FAMILIES[name]} | given
+        **{"name": name, "norm": "own", "channels": 16, "trainable_layers": 5, "options": FAMILIES[name]} | given
     )
 
 
@@ -87,7 +87,7 @@ def test_windowed_blocks_do_not_look_beyond_their_window() -> None:
 
 def test_published_eva02_large() -> None:
     with torch.device("meta"):
-        large = BackboneSpec("timm:eva02_large_patch14_224", None, 256, 5)
+        large = CascadeMaskRCNNConfig(backbone="timm:eva02_large_patch14_224", weights=None).backbone_spec()
         body = build_backbone(large).body
     assert isinstance(body, PlainTransformer)
     assert (len(body.network.blocks), body.width, body.window) == (24, 1024, 16)
@@ -103,6 +103,7 @@ def test_published_eva02_large() -> None:
 def test_a_cascade_learns_with_a_plain_transformer() -> None:
     config = CascadeMaskRCNNConfig(
         backbone="timm:vit_small_patch16_dinov3",
+        weights=None,
         backbone_options=dict(THIN),
         fpn_channels=16,
         box_channels=16,

@@ -139,7 +139,7 @@ def prepare(settings: SpeedSettings) -> Contest:
     theirs = TorchvisionMaskRCNN(backbone, CLASSES + 1, min_size=size, max_size=size, box_score_thresh=SCORE_FLOOR)
     with torch.no_grad():
         theirs.roi_heads.box_predictor.cls_score.weight.mul_(30)  # confident enough for a full list of detections
-    config = MaskRCNNConfig(backbone="resnet50", norm="frozen_batch", score_floor=SCORE_FLOOR)
+    config = MaskRCNNConfig(backbone="resnet50", weights=None, norm="frozen_batch", score_floor=SCORE_FLOOR)
     ours = MaskRCNN(config, CLASSES)
     ours.load_state_dict(theirs.state_dict())
     images = torch.rand(settings.batch, 3, size, size)

@@ -62,7 +62,7 @@ def pointrend_memory(objects: int = 300, side_px: int = 1024) -> dict[str, Any]:
     boxes = torch.cat([corner, corner + 20 + torch.rand(objects, 2) * 80], dim=1)
     zeros = torch.zeros(objects, dtype=torch.int64)
     for name, kind in (("pointrend", PointRend), ("implicit_pointrend", ImplicitPointRend)):
-        config = kind.Config(name=name, backbone="resnet50", norm="frozen_batch")
+        config = kind.Config(name=name, backbone="resnet50", weights=None, norm="frozen_batch")
         model = kind(config, 80).eval()
         features = model.features(torch.rand(1, 3, side_px, side_px))[:4]
         proposals = Proposals(image_index=zeros, boxes=boxes, object_index=zeros, categories=zeros)

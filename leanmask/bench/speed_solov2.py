@@ -49,7 +49,7 @@ def refiner_speed(side_px: int = 512, rounds: int = 5, objects: dict[str, int] =
     found: dict[str, Any] = {"side_px": side_px, "rounds": rounds}
     for backbone, count in objects.items():
         torch.manual_seed(0)
-        model = MaskRefineNet(MaskRefineConfig(backbone=backbone, objects_at_once=count), 80).eval()
+        model = MaskRefineNet(MaskRefineConfig(backbone=backbone, weights=None, objects_at_once=count), 80).eval()
         images, rough = torch.rand(1, 3, side_px, side_px), _random_objects(count, side_px)
         inputs = model.inputs(images, rough, crop_regions(rough, torch.full((count,), 2.0)))
         works = {"refined": partial(model.refine, images, rough), "bare": partial(model.network, inputs)}

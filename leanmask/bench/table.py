@@ -15,16 +15,29 @@ from typing import Any
 
 from filelock import FileLock
 
-from leanmask.bench.arms import LONGTAIL_PROTOCOL, PRESET, USUAL_MODEL, Arm, arms_of, in_order, metrics_of, model_of
+from leanmask.bench.arms import (
+    LONGTAIL_PROTOCOL,
+    OWN_DATA,
+    PLAN_MINUTES,
+    PRESET,
+    SOLOV2_MINUTES,
+    USUAL_MODEL,
+    Arm,
+    arms_of,
+    in_order,
+    metrics_of,
+    model_of,
+)
 from leanmask.bench.commit import commit
 from leanmask.bench.names import folder_name
 from leanmask.bench.stage_quality import stage_quality
-from leanmask.config import apply_overrides, merge
+from leanmask.config import apply_overrides, load_yaml, merge
 from leanmask.data.coco import write_json
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import SplitOptions, split
 from leanmask.devices import machine
 from leanmask.errors import ConfigError, suggest
+from leanmask.planning.plan import PLANNED_FOR, plan
 from leanmask.processes import end_with_parent
 from leanmask.reports.tables import Table, benchmark_table
 from leanmask.run import resume, train
@@ -160,8 +173,26 @@ def unusual(options: BenchOptions) -> list[str]:
 
 
 def _network(options: BenchOptions) -> str:
-    """What rows call the model: its name and its backbone's."""
-    return f"{options.model}-{apply_overrides(PRESET, options.overrides)['model']['backbone']}"
+    """What rows call the model: its name and its backbone's, as in mask_rcnn-lite0."""
+    told = [override for override in options.overrides if override not in _of_split(options.overrides)]
+    return f"{options.model}-{apply_overrides(usual_settings(options), told)['model']['backbone']}"
+
+
+def usual_settings(options: BenchOptions) -> dict[str, Any]:
+    """What all arms have in common: the preset for digits; for a data set of the user what a plan of it says, with all
+    labels there, so that both sides of a comparison train alike. The plan is made once and kept in the work folder.
+    """
+    if options.data is None:
+        return merge(PRESET, {"model": {"name": options.model}})
+    path = options.work / "data" / f"{folder_name([options.data.name, str(options.model)])}-plan.yaml"
+    with _alone(path):
+        if not path.is_file():
+            given = merge(OWN_DATA, {"model": {"name": options.model}})
+            minutes = SOLOV2_MINUTES if options.model == "solov2" else PLAN_MINUTES
+            plan(options.data, settings=given, minutes=minutes).write(path)
+    settings = load_yaml(path)
+    settings.pop(PLANNED_FOR)
+    return settings
 
 
 def _of_split(overrides: Sequence[str]) -> list[str]:
@@ -269,7 +300,7 @@ def _run_and_tell(number: int, task: Task) -> Row:
 
 def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row:
     """Train (or go on with) one row and return it, measured on the reported split."""
-    usual = merge(PRESET, {"model": {"name": task.options.model}, "evaluation": {"who": [task.arm.who]}})
+    usual = merge(usual_settings(task.options), {"evaluation": {"who": [task.arm.who]}})
     own = {"train": {"seed": task.seed, "threads": threads}, "data": {"val_split": task.options.split}}
     settings = merge(merge(usual, task.arm.settings), own)
     with _alone(task.run):  # two rows may share a run
@@ -281,7 +312,7 @@ def run_task(task: Task, threads: int | None, on_progress: OnStep | None) -> Row
             told = _of_split(task.options.overrides)
             overrides = [override for override in task.options.overrides if override not in told]
             summary = train(
-                data, task.run, settings=settings, overrides=overrides, until=until, on_progress=on_progress
+                data, task.run, settings=settings, overrides=overrides, plan=False, until=until, on_progress=on_progress
             )
     return {
         "protocol": task.protocol,

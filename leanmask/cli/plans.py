@@ -1,4 +1,4 @@
-"""The verb that plans labelling: what to label next."""
+"""The verbs that plan: a training, and what to label next."""
 
 from __future__ import annotations
 
@@ -7,11 +7,52 @@ from typing import Annotated
 
 import typer
 
-from leanmask.cli.shared import Data, Json, app
+from leanmask.cli.shared import Data, Json, Overrides, Unlabelled, app, named_settings, of_unlabelled
+from leanmask.config import load_yaml, merge
 from leanmask.console import output, print_json, progress
 from leanmask.costs import LabelCosts
+from leanmask.errors import RunError
+from leanmask.planning.plan import plan as make_plan
 from leanmask.suggestions import SuggestOptions, free_queue
 from leanmask.suggestions import suggest as rank_labels
+
+
+@app.command(
+    epilog="Examples: leanmask plan mydata   |   leanmask plan mydata --minutes 60 --out plan.yaml, then "
+    "leanmask train mydata --config plan.yaml --out runs/a"
+)
+def plan(
+    data: Data,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="File for `train --config`; must not exist yet.")] = None,
+    method: Annotated[str | None, typer.Option(help="[default: what fits the labels]")] = None,
+    model: Annotated[str | None, typer.Option(help="[default: mask_rcnn; solov2 for pointwssis]")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Instead of --steps: passes over the labelled images.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="The longest that the training may take. [default: 20, on a GPU no limit]")
+    ] = None,
+    unlabelled: Unlabelled = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings that are kept.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The settings that `train` would choose for these data on this machine, each with its reason."""
+    if out is not None and out.exists():
+        raise RunError(f"{out} exists already and is never overwritten; give another name")
+    made = make_plan(
+        data,
+        settings=merge(load_yaml(config) if config else {}, of_unlabelled(unlabelled)),
+        overrides=[*named_settings(method, model, steps, epochs), *(overrides or ())],
+        minutes=minutes,
+    )
+    if out is not None:
+        made.write(out)
+    if as_json:
+        print_json(made.to_json())
+        return
+    output.print(made.to_text(), markup=False, soft_wrap=True)
+    if out is not None:
+        output.print(f"train with it: leanmask train {data} --config {out} --out RUN", markup=False, soft_wrap=True)
 
 
 @app.command(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from leanmask.cli.shared import Data, Json, Out, Overrides, app, say
+from leanmask.cli.shared import Data, Json, Out, Overrides, Unlabelled, app, named_settings, of_unlabelled, say
 from leanmask.config import load_yaml, merge
 from leanmask.console import messages, output, print_json, progress
 from leanmask.engine.distributed import start_processes
@@ -52,43 +52,49 @@ def train(
     until: Annotated[
         str | None, typer.Option(help="Of a method of several stages, the last to do now; --resume does the others.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help=f"{_listed(METHODS | STAGED)}. [default: maskbooster]")] = None,
-    model: Annotated[str | None, typer.Option(help=f"{_listed(MODELS)}. [default: mask_rcnn]")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
-    unlabelled: Annotated[
-        list[Path] | None, typer.Option(help="Folder or COCO file of unlabelled images; may be given several times.")
+    method: Annotated[
+        str | None, typer.Option(help=f"{_listed(METHODS | STAGED)}. [default: what fits the labels]")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"{_listed(MODELS)}. [default: mask_rcnn; solov2 for pointwssis]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Instead of --steps: passes over the labelled training images.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="The longest that the training may take. [default: 20, on a GPU no limit]")
+    ] = None,
+    unlabelled: Unlabelled = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings, such as a plan's.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan/--no-plan", help="Choose what is not set for these data, or take fixed defaults.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Train a model. The same command under torchrun uses many GPUs or machines."""
-    with progress("training", as_json) as report:
-
-        def on_progress(step: int, total: int, note: str) -> None:
-            if step == 0:
-                messages.print(note, markup=False, soft_wrap=True)
-            report(step, total, note if step else "")
-
+    with progress("training", as_json) as on_progress:
         if resume is not None:
             summary = run_resume(resume, until=until, on_progress=on_progress, tell=_say)
         elif data is None or out is None:
             raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
         else:
-            named = [f"{key}={value}" for key, value in _named(method, model, steps) if value is not None]
-            sources = {"data": {"unlabelled": [str(path.absolute()) for path in unlabelled]}} if unlabelled else {}
-            settings, told = merge(load_yaml(config) if config else {}, sources), [*named, *(overrides or ())]
             summary = run_train(
-                data, out, settings=settings, overrides=told, until=until, on_progress=on_progress, tell=_say
+                data,
+                out,
+                settings=merge(load_yaml(config) if config else {}, of_unlabelled(unlabelled)),
+                overrides=[*named_settings(method, model, steps, epochs), *(overrides or ())],
+                plan=plan,
+                minutes=minutes,
+                until=until,
+                on_progress=on_progress,
+                tell=_say,
             )
     say(as_json, summary.to_json(), summary.to_text())
 
 
 def _say(sentence: str) -> None:
     messages.print(sentence, markup=False, soft_wrap=True)
-
-
-def _named(method: str | None, model: str | None, steps: int | None) -> list[tuple[str, Any]]:
-    return [("method.name", method), ("model.name", model), ("train.steps", steps)]
 
 
 @app.command(

@@ -28,6 +28,21 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as dotted.key=value, e.g. train.seed=1 augment.strong=false.")
 ]
 
+Unlabelled = Annotated[
+    list[Path] | None, typer.Option(help="Folder or COCO file of unlabelled images; may be given several times.")
+]
+
+
+def named_settings(method: str | None, model: str | None, steps: int | None, epochs: float | None) -> list[str]:
+    """The settings that have an option of their own, as overrides."""
+    named = {"method.name": method, "model.name": model, "train.steps": steps, "train.epochs": epochs}
+    return [f"{key}={value}" for key, value in named.items() if value is not None]
+
+
+def of_unlabelled(paths: list[Path] | None) -> dict[str, Any]:
+    """The settings of `--unlabelled`."""
+    return {"data": {"unlabelled": [str(path.absolute()) for path in paths]}} if paths else {}
+
 
 def _version(value: bool) -> None:
     if value:

@@ -27,6 +27,7 @@ VERBS: dict[str, dict[str, str]] = {
         "convert": "Convert labels to and from Label Studio and CVAT; what a format cannot say is counted.",
     },
     "leanmask.cli.plans": {
+        "plan": "The settings that `train` would choose for these data on this machine, each with its reason.",
         "suggest": "What to label next: objects and images by expected gain per second, each with its "
         "reason in a sentence.",
     },

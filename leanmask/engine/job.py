@@ -18,7 +18,8 @@ from leanmask.records import Batch
 
 Evaluated = Mapping[str, Mapping[str, Any]]
 """Metrics by who was measured: {"student": {"AP": 0.31, ...}, "teacher": {...}}. "AP" chooses the best weights; a list
-under "per_class" goes into the journal as it is. The entry "pseudo", if any, is the quality of the pseudo-labels."""
+under "per_class" goes into the journal as it is; "pictures", (H, W, 3) uint8 arrays by name, go to TensorBoard. The
+entry "pseudo", if any, is the quality of the pseudo-labels."""
 
 
 class Wish(IntEnum):
@@ -45,8 +46,9 @@ class Job:
     batches: from a start step to an endless iterator of this process's batches. evaluate: called by every process after
     the given number of updates; the first one's answer counts, None = nothing was measured. describe: metadata for the
     weights file (class map, preprocessing, version, licence, configuration). on_progress: called on the first process
-    after every update with (finished updates, all updates, losses). watch: None = the usual rules, with the setting
-    `train.collapse_stop_windows`.
+    after every update with (finished updates, all updates, losses). on_log: called on the first process with every line
+    of losses in the journal, (finished updates, mean losses, mean seconds per update) since the line before. watch:
+    None = the usual rules, with the setting `train.collapse_stop_windows`.
     """
 
     student: Model
@@ -59,13 +61,15 @@ class Job:
     optim: OptimConfig
     describe: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None
+    on_log: Callable[[int, Mapping[str, float], float], None] | None = None
     watch: WatchRules | None = None
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """steps: finished updates. seconds: wall time over all sittings. skipped_steps: updates left out as not finite.
-    unreadable: files whose place another image took.
+    unreadable: files whose place another image took. stopped_early: why the training ended before its last update, None
+    when it did not.
     """
 
     steps: int
@@ -73,6 +77,7 @@ class TrainResult:
     best: Best | None
     skipped_steps: int
     unreadable: tuple[str, ...] = ()
+    stopped_early: str | None = None
 
 
 def farewell(reason: Wish, step: int, job: Job, not_finite: str) -> Stopped:

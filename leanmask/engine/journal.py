@@ -61,9 +61,19 @@ class Journal:
         except OSError as error:
             raise _cannot_write(self._path, error) from None
 
-    def event(self, step: int, message: str) -> None:
-        """Something a person should know."""
-        self.write("event", step, {"message": message})
+    def event(self, step: int, message: str, **more: Any) -> None:
+        """Something a person should know. more: the same for programs."""
+        self.write("event", step, {"message": message, **more})
+
+    def pictures(self, who: str, step: int, pictures: Mapping[str, Any]) -> None:
+        """Pictures for TensorBoard alone: (H, W, 3) uint8 arrays by name."""
+        if not self._active:
+            return
+        try:
+            for name, pixels in pictures.items():
+                self._board.add_image(f"pictures/{who}/{name}", pixels, step, dataformats="HWC")
+        except OSError as error:
+            raise _cannot_write(self._path, error) from None
 
     def sync(self) -> None:
         """Wait until everything is on the disk; a checkpoint must never know more than the journal."""

@@ -19,13 +19,14 @@ def build_optimiser(student: Model, config: OptimConfig) -> Optimizer:
     fewer than two dimensions) have no weight decay. SGD decays everything, as torchvision's detection recipes do.
     `backbone_lr_factor` scales the rate of `student.backbone_parameters()`; 0 takes their gradient away.
     """
+    factor = 1.0 if config.backbone_lr_factor is None else config.backbone_lr_factor  # a run's settings have a number
     backbone = {id(parameter) for parameter in student.backbone_parameters()}
-    if config.backbone_lr_factor == 0:
+    if factor == 0:
         freeze_backbone(student)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in student.parameters():
         if parameter.requires_grad:
-            scale = config.backbone_lr_factor if id(parameter) in backbone else 1.0
+            scale = factor if id(parameter) in backbone else 1.0
             decay = 0.0 if config.optimiser == "adamw" and parameter.dim() < 2 else config.weight_decay
             groups.setdefault((scale, decay), []).append(parameter)
     settings = [

@@ -1,4 +1,5 @@
-"""The training loop: forward, check, backward, update, let the teacher follow, write down, save.
+"""The training loop: forward, check, backward, update, let the teacher follow, write down, save; until the last step or
+until the validation score has not risen for `train.patience` evaluations.
 
 A step counts as finished after its update, also when the update was skipped because a loss was not finite; in journal,
 checkpoints and evaluations `step` is the number of finished steps.
@@ -60,11 +61,17 @@ class _Training:
         self.unreadable: dict[str, None] = {}  # files, of all processes
         self.owes_evaluation = False  # a run that was stopped at a step with an evaluation makes up for it
         self.best: Best | None = None
+        self.evaluations_since_best = 0
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     @property
     def seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.started
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the validation score has not risen for so long that no further step is made."""
+        return 0 < self.job.train.patience <= self.evaluations_since_best and self.step < self.job.train.steps
 
     def run(self, resume: bool) -> TrainResult:
         rng, news = self.restore() if resume else (capture_rng(), [])
@@ -77,10 +84,11 @@ class _Training:
             restore_rng(rng)
             if self.owes_evaluation:
                 self.evaluate(journal)
-            while self.step < self.job.train.steps:
+            while self.step < self.job.train.steps and not self.stopped_early:
                 self.one_step(batches, journal, interrupts)
         distributed.finish_trackers(self.accelerator)
-        return TrainResult(self.step, self.seconds, self.best, self.skipped_steps, tuple(self.unreadable))
+        early, unreadable = self.early_stop_message() if self.stopped_early else None, tuple(self.unreadable)
+        return TrainResult(self.step, self.seconds, self.best, self.skipped_steps, unreadable, early)
 
     def one_step(self, batches: Iterator[Batch], journal: Journal, interrupts: Interrupts) -> None:
         job, begin = self.job, time.perf_counter()
@@ -134,15 +142,17 @@ class _Training:
         if kinds["losses"]:
             times = {"seconds_step": seconds["step"], "seconds_data": seconds["data"]}
             journal.write("train", self.step, {**kinds, "lr": outcome.lr, **times})
-            self.track({f"{kind}/{name}": value for kind, part in kinds.items() for name, value in part.items()})
+            numbers = {f"{kind}/{name}": value for kind, part in kinds.items() for name, value in part.items()}
+            self.track({**numbers, "lr": outcome.lr, **times})
+            if self.main and self.job.on_log:
+                self.job.on_log(self.step, kinds["losses"], seconds["step"])
 
     def finish(self, wish: Wish, problem: str, journal: Journal) -> None:
         """Evaluate, save and stop, as far as it is time for it."""
         config = self.job.train
         last = self.step == config.steps
-        if self.main and self.step in kept_steps(config.keep_weights_fractions, config.steps):
-            path = self.job.folder / KEPT_FOLDER / kept_name(self.step)
-            save_weights(path, self.job.teacher.model, {**self.job.describe, "who": "teacher", "step": self.step})
+        if self.step in kept_steps(config.keep_weights_fractions, config.steps):
+            self.keep_weights()
         self.owes_evaluation = last or (config.eval_every_steps > 0 and self.step % config.eval_every_steps == 0)
         if self.bad_in_a_row >= config.max_bad_steps:
             self.stop(Wish.NOT_FINITE, problem, journal)
@@ -155,13 +165,14 @@ class _Training:
 
     def evaluate(self, journal: Journal) -> None:
         """Measure, write down, keep the better network and save; leaves modes and random streams as they were."""
-        self.owes_evaluation = False
+        self.owes_evaluation, config = False, self.job.train
         with untouched_rng():
             evaluated = self.job.evaluate(self.step)
         self.job.student.train()
         self.job.teacher.model.eval()
+        best_before = self.best
         for who, metrics in (evaluated or {}).items() if self.main else ():
-            numbers = {name: value for name, value in metrics.items() if name != "per_class"}
+            numbers = {name: value for name, value in metrics.items() if name not in ("per_class", "pictures")}
             self.track({f"{who}/{name}": value for name, value in numbers.items() if isinstance(value, float)})
             if who == "pseudo":
                 journal.write("pseudo", self.step, numbers)
@@ -169,10 +180,19 @@ class _Training:
             journal.write(
                 "eval", self.step, {"who": who, "metrics": numbers, "per_class": metrics.get("per_class", [])}
             )
+            journal.pictures(who, self.step, metrics.get("pictures", {}))
             self.compare(who, float(metrics["AP"]), journal)
         self.best = distributed.everyones(self.best)[0]
-        if self.step == self.job.train.steps and self.best is None:
+        if (
+            self.best is not None and self.best["AP"]
+        ):  # at 0 a network is still before what patience waits for the end of
+            self.evaluations_since_best = self.evaluations_since_best + 1 if self.best == best_before else 0
+        if self.step == config.steps and self.best is None:
             self.keep_best(Best(who="teacher", step=self.step, AP=None))
+        if self.stopped_early:
+            journal.event(self.step, self.early_stop_message(), stopped_early=True)
+            if any(step > self.step for step in kept_steps(config.keep_weights_fractions, config.steps)):
+                self.keep_weights()  # in place of those of the steps that will not be made
         self.save(journal)
 
     def compare(self, who: str, ap: float, journal: Journal) -> None:
@@ -182,6 +202,23 @@ class _Training:
             self.keep_best(Best(who=who, step=self.step, AP=ap))
         for sentence in self.watchdog.observe_ap(ap) if who == "teacher" else ():
             journal.event(self.step, sentence)
+
+    def early_stop_message(self) -> str:
+        """What happened, why, and which weights are the result."""
+        count, best = self.evaluations_since_best, self.best
+        assert best is not None
+        assert best["AP"] is not None
+        return (
+            f"stopped early at step {self.step} of {self.job.train.steps}: in {count} evaluation{'s' * (count > 1)} in "
+            f"a row (train.patience) no mask AP was above {100 * best['AP']:.1f}, that of the {best['who']} at step "
+            f"{best['step']}; the training is finished"
+        )
+
+    def keep_weights(self) -> None:
+        """Save the teacher as it is now beside the best one."""
+        if self.main:
+            path = self.job.folder / KEPT_FOLDER / kept_name(self.step)
+            save_weights(path, self.job.teacher.model, {**self.job.describe, "who": "teacher", "step": self.step})
 
     def keep_best(self, best: Best) -> None:
         self.best = best
@@ -205,6 +242,7 @@ class _Training:
             "unreadable": list(self.unreadable),
             "owes_evaluation": self.owes_evaluation,
             "best": self.best,
+            "evaluations_since_best": self.evaluations_since_best,
             "seconds": self.seconds,
             "meter": self.meter.state_dict(),
             "watch": self.watchdog.state_dict(),
@@ -221,6 +259,7 @@ class _Training:
         self.bad_in_a_row, self.skipped_steps = saved["bad_in_a_row"], saved["skipped_steps"]
         self.owes_evaluation = saved["owes_evaluation"]
         self.unreadable = dict.fromkeys(saved.get("unreadable", ()))  # checkpoints of before did not count them
+        self.evaluations_since_best = saved.get("evaluations_since_best", 0)  # nor these
         self.meter.load_state_dict(saved["meter"])
         self.watchdog.load_state_dict(saved["watch"])
         if len(rng) == distributed.world_size():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import device as Device
 
@@ -40,8 +41,12 @@ class Validator:
     protocol: str = "coco"
     calibration: bool = False
 
-    def measure(self, model: Model, folder: Path) -> Evaluation | None:
-        """Write `coco_instances_results.json` and `metrics.json` into `folder`; None on all processes but the first."""
+    def measure(
+        self, model: Model, folder: Path, see: Callable[[Sequence[dict[str, Any]]], None] | None = None
+    ) -> Evaluation | None:
+        """Write `coco_instances_results.json` and `metrics.json` into `folder`; None on all processes but the first.
+        see: called there with the COCO result rows of the split.
+        """
         rows = predict_results(model, self.batches(), self.class_ids, self.device, self.precision)
         everything = gather_rows(rows)
         if everything is None:
@@ -51,6 +56,8 @@ class Validator:
         write_results(everything, results, overwrite=True)
         evaluation = self.score(results)
         (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1), encoding="utf-8")
+        if see is not None:
+            see(everything)
         return evaluation
 
     def score(self, results: Path) -> Evaluation:

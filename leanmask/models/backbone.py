@@ -1,4 +1,5 @@
-"""Backbones with a feature pyramid: a small GroupNorm ResNet for CPUs, torchvision's ResNets and ResNeXts, and timm's.
+"""Backbones, with a feature pyramid or their maps alone: EfficientNet-Lite, a small GroupNorm ResNet, torchvision's
+ResNets and ResNeXts, and timm's.
 
 Parameter names are torchvision's (`body.*`, `fpn.*`), so that its weights load as they are.
 """
@@ -8,20 +9,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, get_args
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import resnet
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from leanmask.errors import ConfigError, suggest
-from leanmask.models.spec import BackboneSpec as BackboneSpec
-from leanmask.models.spec import NormName as NormName
-from leanmask.models.timm_backbones import PREFIX, TimmBackbone, build_timm, is_timm, require_timm_name
+from leanmask.models.spec import OWN_NAMES, PREFIX, BackboneSpec, is_timm
+from leanmask.models.timm_backbones import PlainTransformer, SimplePyramid, build_timm, require_timm_name
 
-BackboneName = Literal["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnext101"]
 NormLayer = Callable[[int], nn.Module]
 
 TORCHVISION_NAMES: dict[str, str] = {
@@ -31,6 +30,7 @@ TORCHVISION_NAMES: dict[str, str] = {
     "resnet101": "resnet101",
     "resnext101": "resnext101_32x8d",
 }
+STEM = "stem"  # the map at stride 2, where it is asked for
 STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")  # in the order in which training reaches down
 
 
@@ -58,10 +58,12 @@ NORMS: dict[str, NormLayer] = {
 }
 
 
-def require_known(name: str) -> None:
-    """Raise ConfigError, offering the nearest, when there is no backbone of this name."""
-    own = get_args(BackboneName)
-    if is_timm(name):
+def require_known(name: str, further: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError, offering the nearest, when there is no backbone of this name. further: names that the model
+    knows besides.
+    """
+    own = (*OWN_NAMES, *further)
+    if name.startswith(PREFIX):
         require_timm_name(name)
     elif name not in own:
         near = suggest(name, own)
@@ -71,21 +73,54 @@ def require_known(name: str) -> None:
         )
 
 
-def build_backbone(spec: BackboneSpec) -> BackboneWithFPN | TimmBackbone:
-    """A module that maps (B, 3, H, W) images to five maps of `spec.channels` channels at strides 4, 8, 16, 32, 64,
-    named "0" to "3" and "pool". H and W are multiples of 32. Weights are random; see `weights.py`.
+def build_body(spec: BackboneSpec, stem: bool = False) -> tuple[nn.Module, list[int]]:
+    """A network without its classifier, with random weights, and the widths of its maps.
+
+    It takes (B, 3, H, W) images to maps at strides 4, 8, 16 and 32, named "0" to "3", with `stem` also at stride 2,
+    first and named "stem"; or is a `PlainTransformer`, which has one map at stride 16, named "0". Raises ConfigError
+    for a network of timm without these maps.
     """
     if is_timm(spec.name):
-        return build_timm(spec)
-    norm = NORMS[spec.norm or "group"]
+        return build_timm(spec, stem)
+    if spec.norm == "own":
+        raise ConfigError(f"model.norm is own; backbone {spec.name} is built with {', '.join(NORMS)}")
+    norm = NORMS[spec.norm]
     if spec.name == "tiny":
-        body, widths = tiny_resnet(norm), [32, 64, 128, 256]
+        network: nn.Module = tiny_resnet(norm)
+        widths = [32, 32, 64, 128, 256]
     else:
         network = getattr(resnet, TORCHVISION_NAMES[spec.name])(weights=None, norm_layer=norm)
-        body, widths = network, [network.inplanes // 8 * 2**i for i in range(4)]
-    _freeze(body, spec.trainable_layers)
-    layers = {f"layer{i + 1}": str(i) for i in range(4)}
-    return BackboneWithFPN(body, layers, widths, spec.channels)
+        deepest = int(network.inplanes)  # type: ignore[arg-type]
+        widths = [64, *(deepest // 8 * 2**i for i in range(4))]
+    _freeze(network, spec.trainable_layers)
+    layers = {"relu": STEM} if stem else {}
+    layers |= {f"layer{i + 1}": str(i) for i in range(4)}
+    return IntermediateLayerGetter(network, layers), widths if stem else widths[1:]
+
+
+class PyramidBackbone(nn.Module):
+    """(B, 3, H, W) images to five maps of equal channels at strides 4, 8, 16, 32, 64, named "0" to "3" and "pool"."""
+
+    def __init__(self, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.body, widths = build_body(spec)
+        self.fpn: nn.Module
+        if isinstance(self.body, PlainTransformer):
+            self.fpn = SimplePyramid(self.body.width, spec.channels)
+        else:
+            self.fpn = FeaturePyramidNetwork(widths, spec.channels, LastLevelMaxPool())
+        self.out_channels = spec.channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps: dict[str, Tensor] = self.fpn(self.body(images))
+        return maps
+
+
+def build_backbone(spec: BackboneSpec) -> PyramidBackbone:
+    """A backbone with `spec.channels` channels at every level. H and W of its images are multiples of 32. Weights are
+    random; see `weights.py`. Raises ConfigError for a network that no pyramid can be built on.
+    """
+    return PyramidBackbone(spec)
 
 
 def tiny_resnet(norm: NormLayer) -> nn.Sequential:
@@ -128,7 +163,7 @@ def _freeze(body: nn.Module, trainable_layers: int) -> None:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB in [0, 1] to zero mean and unit variance with ImageNet's (3, 1, 1) statistics; keeps the memory
-    format.
+    """(B, 3, H, W) RGB in [0, 1] to zero mean and unit variance with the backbone's (3, 1, 1) statistics; keeps the
+    memory format.
     """
     return (images - mean) / std

@@ -24,7 +24,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from leanmask.models.mask_rcnn import MaskHeads, MaskPreset, MaskRCNN, MaskRCNNConfig
 from leanmask.models.matching import IGNORED, Thresholds, assign, of_object
-from leanmask.models.two_stage import BOX_CELLS, TINY, BoxesOf, TwoStageConfig, start_unlikely
+from leanmask.models.two_stage import BOX_CELLS, SMALL, BoxesOf, TwoStageConfig, start_unlikely
 from leanmask.records import Proposals, Target
 
 STAGE_IOUS = (0.5, 0.6, 0.7)
@@ -39,20 +39,20 @@ class CascadePreset(MaskPreset):
     rpn_convs: int = 2
 
 
-_TINY = {**vars(TINY), "box_channels": 256}
+_SMALL = {**vars(SMALL), "box_channels": 256}
 
 
 class CascadeMaskRCNNConfig(MaskRCNNConfig):
     """Cascade Mask R-CNN. A setting that is null takes the backbone's own value: the published numbers, smaller ones
-    for `tiny`. `box_channels` is 256 with `tiny`.
+    for small backbones, whose `box_channels` is 256 here.
     """
 
     PUBLISHED: ClassVar[CascadePreset] = CascadePreset()
-    TINY: ClassVar[CascadePreset] = CascadePreset(**_TINY, mask_channels=64, mask_convs=2, box_convs=0)
+    SMALL: ClassVar[CascadePreset] = CascadePreset(**_SMALL, mask_channels=64, mask_convs=2, box_convs=0)
 
     name: Literal["cascade_mask_rcnn"] = "cascade_mask_rcnn"  # type: ignore[assignment]
     box_convs: int | None = Field(
-        None, ge=0, description="convolutions of a stage's box head before its layer; 0 = two layers; null = 4, tiny 0"
+        None, ge=0, description="convolutions of a stage's box head before its layer; 0 = two layers; null = 4, small 0"
     )
 
 

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from leanmask.distributed import global_mean
-from leanmask.models.pointrend import TINY_POINTS, CoarseHead, PointHeadConfig, PointHeads, PointPreset
+from leanmask.models.pointrend import SMALL_POINTS, CoarseHead, PointHeadConfig, PointHeads, PointPreset
 from leanmask.models.points import uniform_points
 from leanmask.models.two_stage import TwoStage
 from leanmask.records import Proposals, Target
@@ -42,12 +42,12 @@ class ImplicitPreset(PointPreset):
 
 class ImplicitPointRendConfig(PointHeadConfig):
     """Implicit PointRend. A setting that is null takes the backbone's own value: the published numbers for ResNets (the
-    parameter head's last layer alone has 290 M weights), smaller ones for `tiny`.
+    parameter head's last layer alone has 290 M weights), smaller ones for small backbones.
     """
 
     PUBLISHED: ClassVar[ImplicitPreset] = ImplicitPreset()
-    TINY: ClassVar[ImplicitPreset] = ImplicitPreset(
-        **{**vars(TINY_POINTS), "point_channels": 32},
+    SMALL: ClassVar[ImplicitPreset] = ImplicitPreset(
+        **{**vars(SMALL_POINTS), "point_channels": 32},
         encoding_channels=32,
         parameter_std=0.003,
         parameter_scale=0.03,
@@ -60,21 +60,21 @@ class ImplicitPointRendConfig(PointHeadConfig):
     )
     point_layers: int = Field(3, ge=1, description="hidden layers of the point network")
     encoding: Encoding = Field("fourier", description="what the point network sees of a point's place in the box")
-    encoding_channels: int | None = Field(None, ge=2, multiple_of=2, description="fourier: null = 256, tiny 32")
+    encoding_channels: int | None = Field(None, ge=2, multiple_of=2, description="fourier: null = 256, small 32")
     image_features: bool = Field(True, description="the point network sees the finest map")
     parameter_penalty: float = Field(1e-5, ge=0, description="weight of the mean squared parameter")
     parameter_std: float | None = Field(
-        None, gt=0, description="of the parameter head's last layer at the start; null = 0.001, tiny 0.003"
+        None, gt=0, description="of the parameter head's last layer at the start; null = 0.001, small 0.003"
     )
     parameter_scale: float | None = Field(
         None,
         gt=0,
-        description="the parameter head learns as if at this share of the learning rate (Adam's); null = 1, tiny 0.03",
+        description="the parameter head learns as if at this share of the learning rate (Adam's); null = 1, small 0.03",
     )
     shared_start: bool | None = Field(
         None,
         description="the point networks of all boxes start as one random network, which the parameter head learns to "
-        "change for each; false: they start at almost 0, as published; null = false, tiny true",
+        "change for each; false: they start at almost 0, as published; null = false, small true",
     )
 
 

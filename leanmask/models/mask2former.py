@@ -14,30 +14,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from leanmask.config import Frozen
 from leanmask.distributed import global_mean
-from leanmask.models.backbone import BackboneSpec, NormName, normalise
+from leanmask.models.backbone import normalise
+from leanmask.models.backbone_config import BackboneConfig
 from leanmask.models.base import Content, Model, Worth, finite_zero, grid_losses, only_worth
 from leanmask.models.canvas_masks import over_boxes, soft_crops
 from leanmask.models.mask2former_network import (
+    LARGE_QUERIES,
     SWIN,
-    AnyBackbone,
     NetworkSize,
     build_network,
     load_weights,
+    published_name,
 )
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import has_box
 from leanmask.models.points import Importance
-from leanmask.models.presets import with_own
 from leanmask.models.query_losses import QueryLoss, QueryLossSettings, QueryOutputs, box_fit, dice_losses, matched_pairs
-from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, canvas_of
+from leanmask.models.spec import BackboneSpec
+from leanmask.models.two_stage import canvas_of
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 
 MASK_STRIDE_PX = 4
@@ -52,7 +53,7 @@ class QueryPreset(NetworkSize):
     teaching_cells: int = 28
 
 
-TINY = QueryPreset(
+SMALL = QueryPreset(
     channels=64,
     heads=4,
     queries=40,
@@ -65,31 +66,30 @@ TINY = QueryPreset(
 )
 
 
-class Mask2FormerConfig(Frozen):
-    """Mask2Former. A setting that is null takes the backbone's own value: the published numbers, smaller ones for
-    `tiny`. Published training: AdamW, lr 1e-4, backbone_lr_factor 0.1, weight_decay 0.05, clip_norm 0.01.
+class Mask2FormerConfig(BackboneConfig):
+    """Mask2Former. A setting that is null takes the backbone's own value: the published numbers, smaller ones for small
+    backbones (`tiny`, `lite0` to `lite2`). Published training: AdamW, lr 1e-4, backbone_lr_factor 0.1, weight_decay
+    0.05, clip_norm 0.01.
+
+    Further backbones are `swin_tiny`, `swin_small`, `swin_base` and `swin_large`, whose `weights` are of the whole
+    model: a hub name or a folder in transformers' format; auto is the published one of COCO instances.
     """
 
+    PUBLISHED: ClassVar[QueryPreset] = QueryPreset()
+    SMALL: ClassVar[QueryPreset] = SMALL
+    FURTHER: ClassVar[tuple[str, ...]] = tuple(SWIN)
+
     name: Literal["mask2former"] = "mask2former"
-    backbone: AnyBackbone = Field("tiny", description="tiny: 3 M parameters in all, learns from scratch, fast on a CPU")
-    weights: str | None = Field(
-        None,
-        description="Swin: a hub name (facebook/mask2former-swin-tiny-coco-instance) or a folder in transformers' "
-        "format; ResNets: torchvision weights of the backbone (DEFAULT, IMAGENET1K_V1, ...) or a local .pth, .pt or "
-        ".safetensors file; null = from scratch",
+    channels: int | None = Field(
+        None, ge=32, multiple_of=32, description="width of both decoders; null = 256, small 64"
     )
-    trainable_layers: int | None = Field(
-        None, ge=0, le=5, description="of ResNets: stages that learn, from the top; null = 5, all"
-    )
-    norm: NormName | None = Field(None, description="of ResNets; null = frozen_batch with weights, else group")
-    channels: int | None = Field(None, ge=32, multiple_of=32, description="width of both decoders; null = 256, tiny 64")
-    heads: int | None = Field(None, ge=1, description="attention heads; null = 8, tiny 4")
-    queries: int | None = Field(None, ge=1, description="most objects per image; null = 100, tiny 40")
-    encoder_layers: int | None = Field(None, ge=1, description="of the pixel decoder; null = 6, tiny 2")
-    encoder_feedforward: int | None = Field(None, ge=1, description="hidden width there; null = 1024, tiny 128")
-    decoder_layers: int | None = Field(None, ge=1, description="of the transformer decoder; null = 9, tiny 3")
-    feedforward: int | None = Field(None, ge=1, description="hidden width there; null = 2048, tiny 256")
-    train_points: int | None = Field(None, ge=1, description="per mask in matching and loss; null = 12544, tiny 256")
+    heads: int | None = Field(None, ge=1, description="attention heads; null = 8, small 4")
+    queries: int | None = Field(None, ge=1, description="most objects per image; null = 100, small 40, swin_large 200")
+    encoder_layers: int | None = Field(None, ge=1, description="of the pixel decoder; null = 6, small 2")
+    encoder_feedforward: int | None = Field(None, ge=1, description="hidden width there; null = 1024, small 128")
+    decoder_layers: int | None = Field(None, ge=1, description="of the transformer decoder; null = 9, small 3")
+    feedforward: int | None = Field(None, ge=1, description="hidden width there; null = 2048, small 256")
+    train_points: int | None = Field(None, ge=1, description="per mask in matching and loss; null = 12544, small 256")
     oversample: float = Field(3.0, ge=1, description="k: so many uniform candidates for each point of the loss")
     uncertain: float = Field(0.75, ge=0, le=1, description="beta: share of the points that are uncertain ones")
     class_weight: float = Field(2.0, ge=0, description="of the class in loss and matching")
@@ -100,21 +100,30 @@ class Mask2FormerConfig(Frozen):
         1.0, gt=0, le=1, description="share of an object's classified points that each step draws to learn from"
     )
     teaching_cells: int | None = Field(
-        None, ge=1, description="side of the grid over a box on which pseudo-masks are taught; null = 28, tiny 14"
+        None, ge=1, description="side of the grid over a box on which pseudo-masks are taught; null = 28, small 14"
     )
     score_floor: float = Field(0.01, ge=0, le=1, description="detections at or below are dropped")
     detections_per_image: int = Field(100, ge=1, description="pairs of query and class, best first")
 
-    def preset(self) -> QueryPreset:
-        """The backbone's numbers with this configuration's own on top."""
-        return with_own(TINY if self.backbone == "tiny" else QueryPreset(), self)
+    @classmethod
+    def own_weights(cls, name: str) -> str | None:
+        return published_name(name) if name in SWIN else super().own_weights(name)
 
-    def backbone_spec(self) -> BackboneSpec | str:
-        if self.backbone in SWIN:
-            return self.backbone
-        norm: NormName = self.norm or ("frozen_batch" if self.weights and self.backbone != "tiny" else "group")
-        layers = 5 if self.trainable_layers is None else self.trainable_layers
-        return BackboneSpec(self.backbone, norm, self.preset().channels, layers)
+    @classmethod
+    def open_values(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        swin = {"norm": "own"} if settings["backbone"] in SWIN else {}
+        queries = {"queries": LARGE_QUERIES} if settings["backbone"] == "swin_large" else {}
+        return super().open_values(settings) | swin | queries
+
+    def preset(self) -> QueryPreset:
+        """The numbers of the network, as configured."""
+        found = self.sizes()
+        assert isinstance(found, QueryPreset)
+        return found
+
+    def backbone_spec(self) -> BackboneSpec:
+        """What to build of these settings."""
+        return self.spec_of(self.preset().channels)
 
     def loss_settings(self) -> QueryLossSettings:
         return QueryLossSettings(
@@ -142,10 +151,11 @@ class Mask2Former(Model):
         self.config, self.num_classes, self.preset = config, num_classes, config.preset()
         self.network = build_network(config.backbone_spec(), self.preset, num_classes)
         self.loss = QueryLoss(config.loss_settings(), num_classes)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
-        if config.weights and pretrained:
-            self.weights_note = load_weights(self.network, config.backbone, config.weights)
+        self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
+        if pretrained:
+            spec, wanted = config.backbone_spec(), config.weights
+            self.weights_note = config.start_note(load_weights(self.network, spec, wanted) if wanted else None)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         encoder = self.network.get_submodule("model.pixel_level_module.encoder")

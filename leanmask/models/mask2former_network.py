@@ -1,28 +1,26 @@
 """transformers' Mask2Former as our network: backbone, pixel decoder and transformer decoder built from our settings,
 and its published checkpoints.
 
-Backbones are ours and torchvision's (see backbone.py) or transformers' Swin; only with Swin do checkpoints of the
-model hub fit.
+Backbones are those of all models (see backbone.py) or transformers' Swin; only with Swin do checkpoints of the hub fit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from transformers import Mask2FormerConfig as NetworkConfig
-from transformers import Mask2FormerForUniversalSegmentation, SwinConfig
+from transformers import Mask2FormerForUniversalSegmentation, ResNetConfig, SwinConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from leanmask.errors import CheckpointError
-from leanmask.models.backbone import BackboneName, BackboneSpec, build_backbone
-from leanmask.models.weights import FILE_SUFFIXES, State, load_pretrained, read_state
+from leanmask.models.backbone import build_body
+from leanmask.models.spec import BackboneSpec
+from leanmask.models.timm_backbones import PlainTransformer, SimplePyramid
+from leanmask.models.weights import FILE_SUFFIXES, State, load_backbone, read_state
 
-SwinName = Literal["swin_tiny", "swin_small", "swin_base", "swin_large"]
-AnyBackbone = Literal[BackboneName, SwinName]
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 CLASS_HEAD = "class_predictor."
 SWIN: dict[str, dict[str, Any]] = {
@@ -31,6 +29,7 @@ SWIN: dict[str, dict[str, Any]] = {
     "swin_base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12},
     "swin_large": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 12},
 }
+LARGE_QUERIES = 200  # of the published swin_large
 DROP_PATH_RATE = 0.3  # of the published Swin models
 
 
@@ -49,29 +48,45 @@ class NetworkSize:
     feedforward: int = 2048
 
 
-class ResNetEncoder(nn.Module):
-    """A ResNet's four maps in the form in which transformers' pixel decoder takes them."""
+class Encoder(nn.Module):
+    """A backbone's four maps in the form in which transformers' pixel decoder takes them; those of a plain transformer
+    are made by a simple feature pyramid.
+    """
 
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
-        pyramid = build_backbone(spec)  # whose upper part is not needed here
-        self.body = pyramid.body
-        assert isinstance(pyramid, BackboneWithFPN), "Mask2Former's backbones are ours, torchvision's or Swin"
-        self.channels = [block[0].in_channels for block in pyramid.fpn.inner_blocks]
+        self.body, self.channels = build_body(spec)
+        self.pyramid: nn.Module | None = None
+        if isinstance(self.body, PlainTransformer):
+            self.pyramid, self.channels = SimplePyramid(self.body.width, spec.channels), [spec.channels] * len(STAGES)
 
     def forward(self, images: Tensor) -> BackboneOutput:
-        return BackboneOutput(feature_maps=tuple(self.body(images).values()))
+        maps = self.body(images)
+        if self.pyramid is not None:
+            maps = self.pyramid(maps)
+        return BackboneOutput(feature_maps=tuple(maps.values())[: len(STAGES)])
 
 
-def build_network(backbone: BackboneSpec | str, size: NetworkSize, num_classes: int) -> nn.Module:
-    """transformers' network with random weights. backbone: a ResNet's spec, or one of `SWIN`'s names."""
-    if isinstance(backbone, str):
-        swin = SwinConfig(**SWIN[backbone], drop_path_rate=DROP_PATH_RATE, out_features=list(STAGES))
+def published_name(backbone: str) -> str:
+    """The hub name of the published model of COCO instances with one of `SWIN`'s backbones."""
+    return f"facebook/mask2former-{backbone.replace('_', '-')}-coco-instance"
+
+
+class WithAnyBackbone(NetworkConfig):
+    """The configuration of a network whose backbone is replaced: that of the stand-in is not to be warned of."""
+
+    backbones_supported: ClassVar[list[str]] = ["swin", "resnet"]
+
+
+def build_network(backbone: BackboneSpec, size: NetworkSize, num_classes: int) -> nn.Module:
+    """transformers' network with random weights. backbone: its name may be one of `SWIN`'s. Raises ConfigError."""
+    if backbone.name in SWIN:
+        swin = SwinConfig(**SWIN[backbone.name], drop_path_rate=DROP_PATH_RATE, out_features=list(STAGES))
         return _network(swin, size, num_classes)
-    encoder = ResNetEncoder(backbone)
-    # transformers takes the maps' widths from a backbone of its own, which then makes room; both double at each map.
-    stand_in = SwinConfig(
-        embed_dim=encoder.channels[0], depths=[1] * 4, num_heads=[1] * 4, mlp_ratio=0.1, out_features=list(STAGES)
+    encoder = Encoder(backbone)
+    # transformers takes the maps' widths from a backbone of its own, which then makes room.
+    stand_in = ResNetConfig(
+        embedding_size=8, hidden_sizes=encoder.channels, depths=[1] * 4, layer_type="basic", out_features=list(STAGES)
     )
     network = _network(stand_in, size, num_classes)
     cast(Any, network).model.pixel_level_module.encoder = encoder
@@ -79,7 +94,7 @@ def build_network(backbone: BackboneSpec | str, size: NetworkSize, num_classes: 
 
 
 def _network(backbone: Any, size: NetworkSize, num_classes: int) -> nn.Module:
-    config = NetworkConfig(
+    config = WithAnyBackbone(
         backbone_config=backbone,
         num_labels=num_classes,
         feature_size=size.channels,
@@ -98,11 +113,11 @@ def _network(backbone: Any, size: NetworkSize, num_classes: int) -> nn.Module:
     return cast(nn.Module, network)
 
 
-def load_weights(network: nn.Module, backbone: str, weights: str) -> str:
+def load_weights(network: nn.Module, backbone: BackboneSpec, weights: str) -> str:
     """Load `weights` and say what was loaded.
 
     weights: a folder or hub name of a Mask2Former in transformers' format; a .safetensors or .pth file of a
-    Mask2Former that leanmask trained; or what `weights.load_pretrained` takes for a ResNet backbone. A class head of
+    Mask2Former that leanmask trained; or what `weights.load_backbone` takes for the backbone. A class head of
     other classes is left out. Raises CheckpointError.
     """
     if weights.endswith(FILE_SUFFIXES):
@@ -112,14 +127,12 @@ def load_weights(network: nn.Module, backbone: str, weights: str) -> str:
             return _fill(network, own, weights)
     elif "/" in weights or Path(weights).is_dir():
         return _fill(network, _published(cast(Any, network).config, weights), weights)
-    if backbone in SWIN:
+    if backbone.name in SWIN:
         raise CheckpointError(
-            f"weights '{weights}' are none that backbone {backbone} can take; give a folder or hub name in "
+            f"weights '{weights}' are none that backbone {backbone.name} can take; give a folder or hub name in "
             "transformers' format, such as facebook/mask2former-swin-tiny-coco-instance"
         )
-    body = cast(Any, network).model.pixel_level_module.encoder.body
-    # load_pretrained knows detectors, whose backbone has this name.
-    return load_pretrained(nn.ModuleDict({"backbone": nn.ModuleDict({"body": body})}), backbone, weights)
+    return load_backbone(cast(Any, network).model.pixel_level_module.encoder, backbone, weights)
 
 
 def _published(own: NetworkConfig, weights: str) -> State:
@@ -142,7 +155,7 @@ def _published(own: NetworkConfig, weights: str) -> State:
             ""
             if folder
             else f"; where there is no network, download them elsewhere (hf download {weights} "
-            "--local-dir FOLDER) and give the folder as weights"
+            "--local-dir FOLDER) and give the folder as model.weights, or start from scratch with model.weights=null"
         )
         raise CheckpointError(f"cannot load weights '{weights}' ({reason}){help_}") from None
     lost = sorted(name for name in found["missing_keys"] if not name.startswith("criterion."))
@@ -165,7 +178,7 @@ def _differences(own: Any, other: Any) -> list[str]:
     }
     found = []
     mine, theirs = own.backbone_config, other.backbone_config
-    kinds = [name for name in get_args(SwinName) if _same_swin(theirs, SWIN[name])]
+    kinds = [name for name in SWIN if _same_swin(theirs, SWIN[name])]
     if mine.model_type != "swin" or not kinds or not _same_swin(mine, SWIN[kinds[0]]):
         found.append(f"model.backbone={kinds[0] if kinds else 'something else (theirs is not known here)'}")
     for name, field in names.items():

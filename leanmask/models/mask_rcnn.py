@@ -19,7 +19,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from leanmask.models.base import finite_zero
 from leanmask.models.mask_losses import mask_loss
 from leanmask.models.pooling import RoIPool
-from leanmask.models.two_stage import TINY, Preset, RoIHeads, TwoStage, TwoStageConfig
+from leanmask.models.two_stage import SMALL, Preset, RoIHeads, TwoStage, TwoStageConfig
 from leanmask.records import MaskPredictions, Proposals, Target
 
 MASK_CELLS = 14
@@ -35,15 +35,15 @@ class MaskPreset(Preset):
 
 class MaskRCNNConfig(TwoStageConfig):
     """Mask R-CNN. A setting that is null takes the backbone's own value: torchvision's numbers for ResNets, smaller
-    ones for `tiny`.
+    ones for small backbones (`tiny`, `lite0` to `lite2`).
     """
 
     PUBLISHED: ClassVar[MaskPreset] = MaskPreset()
-    TINY: ClassVar[MaskPreset] = MaskPreset(**vars(TINY), mask_channels=64, mask_convs=2)
+    SMALL: ClassVar[MaskPreset] = MaskPreset(**vars(SMALL), mask_channels=64, mask_convs=2)
 
     name: Literal["mask_rcnn"] = "mask_rcnn"
-    mask_channels: int | None = Field(None, ge=1, description="null = 256, tiny 64")
-    mask_convs: int | None = Field(None, ge=1, description="convolutions of the mask head; null = 4, tiny 2")
+    mask_channels: int | None = Field(None, ge=1, description="null = 256, small 64")
+    mask_convs: int | None = Field(None, ge=1, description="convolutions of the mask head; null = 4, small 2")
 
 
 class MaskHeads(RoIHeads):

@@ -16,24 +16,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.masks import Crops, Grids
-from leanmask.models.backbone import NORMS, BackboneName, NormName, normalise
+from leanmask.models.backbone import NORMS, TORCHVISION_NAMES, normalise
+from leanmask.models.backbone_config import BackboneConfig
 from leanmask.models.base import Content, Model, Worth, finite_zero, only_worth
 from leanmask.models.canvas_masks import cell_extents, mean_inside
 from leanmask.models.mask_losses import MaskGrid, has_mask, sample_masks
 from leanmask.models.mask_refine_network import COLOURS, Encoder, Inputs, UShape, UShapeSize
-from leanmask.models.presets import with_own
 from leanmask.models.solov2_cells import mass_centres
-from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, canvas_of
+from leanmask.models.spec import BackboneSpec
+from leanmask.models.two_stage import canvas_of
 from leanmask.models.weights import load_backbone
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 
@@ -49,35 +49,58 @@ class RefinePreset(UShapeSize):
     objects_at_once: int = 16
 
 
-TINY = RefinePreset(aspp_channels=64, decoder=(64, 48, 32, 32), size_px=96, objects_at_once=32)
+SMALL = RefinePreset(aspp_channels=64, decoder=(64, 48, 32, 32), size_px=96, objects_at_once=32)
 
 
-class MaskRefineConfig(Frozen):
+class MaskRefineConfig(BackboneConfig):
     """MaskRefineNet. A setting that is null takes the backbone's own value: the published numbers (of ResNet-101),
-    smaller ones for `tiny`. Published training: Adam, lr 1e-4, batch 16, 200,000 steps.
+    smaller ones for small backbones (`tiny`, `lite0` to `lite2`). Published training: Adam, lr 1e-4, batch 16, 200,000
+    steps.
+
+    The backbone needs a map at stride 2. Its first convolution sees more than colours: with weights those of the
+    colours stay. `norm` is batch for ResNets here, as published.
     """
 
+    PUBLISHED: ClassVar[RefinePreset] = RefinePreset()
+    SMALL: ClassVar[RefinePreset] = SMALL
+
     name: Literal["mask_refine"] = "mask_refine"
-    backbone: BackboneName = Field("tiny", description="tiny: 3 M parameters, learns from scratch, fast on a CPU")
-    weights: str | None = Field(
-        None,
-        description="of the encoder: torchvision weights (DEFAULT, ...) or a local .pth, .pt or .safetensors file of a "
-        "ResNet or of a detector, such as the teacher's; weights of the colours stay; null = from scratch",
+    decoder_norm: Literal["batch", "group", "frozen_batch"] | None = Field(
+        None, description="of all but the backbone; null = batch with ResNets, else group"
     )
-    norm: NormName | None = Field(None, description="null = batch, tiny group")
-    size_px: int | None = Field(None, ge=32, multiple_of=32, description="side of a crop; null = 256, tiny 96")
-    aspp_channels: int | None = Field(None, ge=8, description="null = 512, tiny 64")
+    size_px: int | None = Field(None, ge=32, multiple_of=32, description="side of a crop; null = 256, small 96")
+    aspp_channels: int | None = Field(None, ge=8, description="null = 512, small 64")
+    dilations: tuple[int, ...] | None = Field(
+        None, min_length=1, description="of ASPP's 3 x 3 branches; null = (3, 6, 9)"
+    )
+    decoder: tuple[int, int, int, int] | None = Field(
+        None, description="outputs of the decoder's steps; null = (256, 128, 64, 64), small (64, 48, 32, 32)"
+    )
     objects_at_once: int | None = Field(
-        None, ge=1, description="most objects per update and process, drawn, and per pass in use; null = 16, tiny 32"
+        None, ge=1, description="most objects per update and process, drawn, and per pass in use; null = 16, small 32"
     )
     crop_scales: tuple[float, float] = Field(
         (1.0, 2.0), description="side of a training crop over that of the rough mask's box, at random in this range"
     )
     crop_scale: float = Field(2.0, ge=1, description="the same in use")
 
+    @classmethod
+    def open_values(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        name = settings["backbone"]
+        found = super().open_values(settings)
+        if name in TORCHVISION_NAMES:
+            return found | {"norm": "batch", "decoder_norm": "batch"}
+        return found | {"decoder_norm": "group"}
+
     def preset(self) -> RefinePreset:
-        """The backbone's numbers with this configuration's own on top."""
-        return with_own(TINY if self.backbone == "tiny" else RefinePreset(), self)
+        """The numbers of the network, as configured."""
+        found = self.sizes()
+        assert isinstance(found, RefinePreset)
+        return found
+
+    def backbone_spec(self) -> BackboneSpec:
+        """What to build of these settings; there is no pyramid."""
+        return self.spec_of(channels=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,15 +139,16 @@ class MaskRefineNet(Model):
         """
         super().__init__()
         self.config, self.num_classes, self.preset = config, num_classes, config.preset()
-        norm: NormName = config.norm or ("group" if config.backbone == "tiny" else "batch")
-        self.backbone = Encoder(config.backbone, norm)
-        wanted = config.weights if pretrained else None
-        if wanted:
-            self.weights_note = load_backbone(self.backbone, config.backbone, wanted)
-        self.backbone.widen(self.channels - COLOURS, keep_rest_silent=bool(wanted))
-        self.decoder = UShape(self.backbone.widths, self.preset, NORMS[norm])
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        spec = config.backbone_spec()
+        self.backbone = Encoder(spec)
+        if pretrained:
+            wanted = config.weights
+            self.weights_note = config.start_note(load_backbone(self.backbone, spec, wanted) if wanted else None)
+        self.backbone.widen(self.channels - COLOURS, keep_rest_silent=config.weights is not None)
+        assert config.decoder_norm is not None
+        self.decoder = UShape(self.backbone.widths, self.preset, NORMS[config.decoder_norm])
+        self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
 
     @property
     def channels(self) -> int:
@@ -132,7 +156,7 @@ class MaskRefineNet(Model):
         return COLOURS + self.num_classes + 1 + 1
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        return list(self.backbone.parameters())
+        return [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]
 
     def network(self, inputs: Inputs) -> Tensor:
         """(K, 2, S, S) logits of background and object."""

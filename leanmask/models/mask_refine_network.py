@@ -1,4 +1,4 @@
-"""MaskRefineNet's network (Kim et al. 2023, PointWSSIS; sizes as in the authors' code): a ResNet that sees more than
+"""MaskRefineNet's network (Kim et al. 2023, PointWSSIS; sizes as in the authors' code): a backbone that sees more than
 colours, ASPP at its end, and a decoder with skips up to half the size of the input.
 
 Letters: K crops, S side of a crop in pixels.
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
-from torchvision.models import resnet
-from torchvision.models._utils import IntermediateLayerGetter
 
-from leanmask.models.backbone import NORMS, TORCHVISION_NAMES, BackboneName, NormLayer, NormName, tiny_resnet
+from leanmask.errors import ConfigError
+from leanmask.models.backbone import NormLayer, build_body
+from leanmask.models.spec import BackboneSpec
 
-STAGES = {"relu": "stem", "layer1": "1", "layer2": "2", "layer3": "3", "layer4": "4"}  # strides 2, 4, 8, 16, 32
 HEAD_STD = 1e-3
 COLOURS = 3
 # (K, 5, S, S) colours, heat-map of the object's class, rough mask; and (K,) which input channel the heat-map is.
@@ -34,18 +35,14 @@ class UShapeSize:
 
 
 class Encoder(nn.Module):
-    """A ResNet's five stages. Parameters are named as in detectors (`body.*`), so that their weights load."""
+    """A backbone's five stages. Parameters are named as in detectors (`body.*`), so that their weights load."""
 
-    def __init__(self, name: BackboneName, norm: NormName) -> None:
+    def __init__(self, spec: BackboneSpec) -> None:
+        """Raises ConfigError for a backbone without a map at stride 2, or whose first layer cannot be widened."""
         super().__init__()
-        layer = NORMS[norm]
-        if name == "tiny":
-            network, self.widths = tiny_resnet(layer), [32, 32, 64, 128, 256]
-        else:
-            network = getattr(resnet, TORCHVISION_NAMES[name])(weights=None, norm_layer=layer)
-            deepest = network.inplanes
-            self.widths = [64, *(deepest // 8 * 2**i for i in range(4))]
-        self.body = IntermediateLayerGetter(network, STAGES)
+        self.body, self.widths = build_body(spec, stem=True)
+        self.name = spec.name
+        self.first_convolution()
 
     def forward(self, x: Tensor | Inputs) -> list[Tensor]:
         """(K, 3, S, S) colours or, once widened, `Inputs` to maps of `widths` channels at strides 2, 4, 8, 16, 32."""
@@ -57,21 +54,24 @@ class Encoder(nn.Module):
         keep_rest_silent: the new channels start with weight 0, so that a pretrained network says at first what it said
         before; else as they are initialised.
         """
-        first = self.stem
+        place, first = self.first_convolution()
         wide = ClasswiseConv(first, extra)
         if keep_rest_silent:
             with torch.no_grad():
                 wide.weight[:, COLOURS:] = 0
-        holder, name = (self.body.conv1, "0") if isinstance(self.body.conv1, nn.Sequential) else (self.body, "conv1")
-        setattr(holder, name, wide)
+        self.body.set_submodule(place, wide)
 
-    @property
-    def stem(self) -> nn.Conv2d:
-        """The first convolution."""
-        first = self.body.conv1
-        found = first[0] if isinstance(first, nn.Sequential) else first
-        assert isinstance(found, nn.Conv2d), "a network begins with a convolution"
-        return found
+    def first_convolution(self) -> tuple[str, nn.Conv2d]:
+        """Its name in `body` and the convolution that sees the colours. Raises ConfigError where it is of a kind whose
+        numbers `ClasswiseConv` would change.
+        """
+        convolutions = [(name, module) for name, module in self.body.named_modules() if isinstance(module, nn.Conv2d)]
+        name, first = convolutions[0]
+        if sum(module.in_channels == COLOURS for _, module in convolutions) > 1:
+            raise ConfigError(f"{self.name} sees the colours with several convolutions, which this model cannot widen")
+        if type(first) not in (nn.Conv2d, Conv2dSame, ClasswiseConv):
+            raise ConfigError(f"{self.name} begins with a {type(first).__name__}, which this model cannot widen")
+        return name, first
 
 
 class ClasswiseConv(nn.Conv2d):
@@ -82,20 +82,27 @@ class ClasswiseConv(nn.Conv2d):
     """
 
     def __init__(self, first: nn.Conv2d, extra: int) -> None:
-        """first: the convolution of the colours, whose weights are kept."""
-        size, stride, padding = first.kernel_size, first.stride, first.padding
-        super().__init__(COLOURS + extra, first.out_channels, size, stride, padding, bias=False)  # type: ignore[arg-type]
+        """first: the convolution of the colours, whose weights and padding are kept."""
+        size, stride = first.kernel_size, first.stride
+        biased = first.bias is not None
+        super().__init__(COLOURS + extra, first.out_channels, size, stride, first.padding, bias=biased)  # type: ignore[arg-type]
+        self.same = isinstance(first, Conv2dSame)  # pads as TensorFlow does: as much as the input's size wants
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         with torch.no_grad():
             self.weight[:, :COLOURS] = first.weight
+            if self.bias is not None and first.bias is not None:
+                self.bias.copy_(first.bias)
 
     def forward(self, x: Inputs) -> Tensor:  # type: ignore[override]
         pixels, channels = x
+        padding = self.padding
+        if self.same:
+            pixels, padding = pad_same(pixels, list(self.kernel_size), list(self.stride)), (0, 0)
         shared = torch.cat([self.weight[:, :COLOURS], self.weight[:, -1:]], dim=1)
         plain = torch.cat([pixels[:, :COLOURS], pixels[:, -1:]], dim=1)
-        common = F.conv2d(plain, shared, None, self.stride, self.padding)
+        common = F.conv2d(plain, shared, self.bias, self.stride, padding)
         own = self.weight[:, channels].transpose(0, 1).reshape(-1, 1, *self.kernel_size)
-        heat = F.conv2d(pixels[None, :, COLOURS], own, None, self.stride, self.padding, groups=len(pixels))
+        heat = F.conv2d(pixels[None, :, COLOURS], own, None, self.stride, padding, groups=len(pixels))
         return common + heat.view_as(common)
 
 

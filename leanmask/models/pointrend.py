@@ -41,7 +41,7 @@ from leanmask.models.points import (
     sample_map,
     subdivide,
 )
-from leanmask.models.two_stage import TINY, Preset, RoIHeads, TwoStage, TwoStageConfig
+from leanmask.models.two_stage import SMALL, Preset, RoIHeads, TwoStage, TwoStageConfig
 from leanmask.records import MaskPredictions, Proposals, Target
 
 FINEST_STRIDE_PX = 4
@@ -62,8 +62,8 @@ class PointPreset(Preset):
     subdivision_steps: int = 3
 
 
-TINY_POINTS = PointPreset(
-    **vars(TINY),
+SMALL_POINTS = PointPreset(
+    **vars(SMALL),
     coarse_channels=64,
     coarse_width=256,
     point_channels=64,
@@ -78,22 +78,22 @@ class PointHeadConfig(TwoStageConfig):
     """What PointRend and Implicit PointRend have in common."""
 
     PUBLISHED: ClassVar[PointPreset] = PointPreset()
-    TINY: ClassVar[PointPreset] = TINY_POINTS
+    SMALL: ClassVar[PointPreset] = SMALL_POINTS
 
-    coarse_channels: int | None = Field(None, ge=1, description="convolution of the coarse head; null = 256, tiny 64")
-    coarse_width: int | None = Field(None, ge=1, description="its two linear layers; null = 1024, tiny 256")
-    point_channels: int | None = Field(None, ge=1, description="width of the point network; null = 256, tiny 64")
+    coarse_channels: int | None = Field(None, ge=1, description="convolution of the coarse head; null = 256, small 64")
+    coarse_width: int | None = Field(None, ge=1, description="its two linear layers; null = 1024, small 256")
+    point_channels: int | None = Field(None, ge=1, description="width of the point network; null = 256, small 64")
     train_points: int | None = Field(
-        None, ge=1, description="points per proposal with a mask in the loss; null = 196, tiny 98"
+        None, ge=1, description="points per proposal with a mask in the loss; null = 196, small 98"
     )
     teaching_cells: int | None = Field(
-        None, ge=1, description="side of the grid on which pseudo-masks are taught; null = 28, tiny 14"
+        None, ge=1, description="side of the grid on which pseudo-masks are taught; null = 28, small 14"
     )
     subdivision_points: int | None = Field(
-        None, ge=1, description="points computed at each doubling; null = 784, tiny 196; their root is the first side"
+        None, ge=1, description="points computed at each doubling; null = 784, small 196; their root is the first side"
     )
     subdivision_steps: int | None = Field(
-        None, ge=0, description="doublings at inference; null = 3 (28 to 224), tiny 2 (14 to 56)"
+        None, ge=0, description="doublings at inference; null = 3 (28 to 224), small 2 (14 to 56)"
     )
 
     def preset(self) -> PointPreset:
@@ -104,7 +104,7 @@ class PointHeadConfig(TwoStageConfig):
 
 class PointRendConfig(PointHeadConfig):
     """PointRend. A setting that is null takes the backbone's own value: the published numbers for ResNets, smaller ones
-    for `tiny`.
+    for small backbones.
     """
 
     name: Literal["pointrend"] = "pointrend"

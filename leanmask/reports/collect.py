@@ -92,6 +92,11 @@ class RunSummary:
         return steps if isinstance(steps, int) else None
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether the run is finished before its last step, as its score did not rise any more."""
+        return any(event.get("stopped_early") is True for event in self.journal.events)
+
+    @property
     def last_step(self) -> int:
         """The highest step that anything in the journal or the evaluation speaks of."""
         rows = (*self.journal.train, *self.journal.evaluations, *self.journal.pseudo)

@@ -17,6 +17,7 @@ from leanmask.errors import RunError
 from leanmask.reports import tables
 from leanmask.reports.calibration import frequency_figures, reliability_figures
 from leanmask.reports.collect import RESULTS_NAME, RunSummary, read_run
+from leanmask.reports.evaluation_pictures import FOLDER, read_pictures
 from leanmask.reports.figures import MARKERS, PALETTE, Group, all_figures
 from leanmask.reports.folders import trainings
 from leanmask.reports.gallery import draw_labelled
@@ -24,7 +25,7 @@ from leanmask.reports.layout import Table, points, render_html
 from leanmask.reports.marks import BACKGROUND_RGB, OBJECT_RGB
 from leanmask.reports.names import distinct_names
 from leanmask.reports.outcomes import outcome_table
-from leanmask.reports.pictures import Choice, Comparison, compare
+from leanmask.reports.pictures import Choice, Comparison, Picture, compare
 from leanmask.version import __version__
 
 TEMPLATE = "report.html.j2"
@@ -83,6 +84,7 @@ def render(runs: Sequence[RunSummary], title: str | None = None, choice: Choice 
         legend=_legend(names),
         sections=_sections(runs, names),
         pictures=pictures,
+        evaluated=_evaluated(runs, names),
         labelled=labelled,
         mark_colours={"object": _css(OBJECT_RGB), "background": _css(BACKGROUND_RGB)},
         choice=choice,
@@ -156,6 +158,16 @@ def _legend(names: Sequence[str]) -> list[dict[str, Any]]:
         {"name": name, "series": at % len(PALETTE), "marker": shapes[MARKERS[at % len(MARKERS)]]}
         for at, name in enumerate(names)
     ]
+
+
+def _evaluated(runs: Sequence[RunSummary], names: Sequence[str]) -> list[tuple[str, list[Picture]]]:
+    """Of each run's best network, the pictures that its last evaluation drew, with a title."""
+    found = []
+    for run, name in zip(runs, names, strict=True):
+        if (who := run.best_network) is not None and (drawn := read_pictures(run.folder / "evaluation" / who / FOLDER)):
+            step = f", step {last}" if (last := run.final[who].step) is not None else ""
+            found.append((f"{name}: the {who} as last evaluated{step}", drawn))
+    return found
 
 
 def _pictures(runs: Sequence[RunSummary], names: Sequence[str], choice: Choice) -> Comparison:

@@ -54,7 +54,8 @@ def run_comparison(runs: Sequence[RunSummary], names: Sequence[str]) -> Table:
         final = run.final.get(who or "")
         found = [_metric(final, key) for key in ("AP", "AP50", "AP75", "box_AP")]
         others = [f"{other} {points(run.final[other].ap)}" for other in run.final if other != who]
-        steps = f"{run.last_step} of {run.planned_steps}" if _unfinished(run) else str(run.last_step)
+        early = ", stopped early" if run.stopped_early else ""
+        steps = f"{run.last_step} of {run.planned_steps}{early}" if _unfinished(run) else str(run.last_step)
         time = duration(run.train_seconds)
         text = [name, run.method, run.model, who or NOTHING]
         rows.append([*text, *map(points, found), ", ".join(others) or NOTHING, steps, time])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -24,13 +25,14 @@ from leanmask.devices import default_device
 from leanmask.errors import CheckpointError, ConfigError
 from leanmask.geometry import Frame, transform_boxes
 from leanmask.inference import Loaded, load, weights_path
-from leanmask.models.timm_backbones import PREFIX, is_timm, require_timm_name, timm_library
+from leanmask.models.backbone import normalise
+from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, PREFIX, Triple
+from leanmask.models.timm_backbones import own_normalisation, require_timm_name
 from leanmask.records import Instances, Proposals
 from leanmask.retrieval.index import FloatArray
 
 TRANSFORMERS = "transformers:"
 SIDE_PX, SHORT_SIDE_PX = 224, 256  # DINOv2's evaluation transform: resize to 256, centre crop of 224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_OBJECTS = 12  # of an image that a run's own network compares: the most confident ones
 SAME_OBJECT_IOU = 0.7  # boxes of two classes that overlap more are one object
 
@@ -135,7 +137,7 @@ def load_embedder(name: str, weights: str | None = None, device: str | None = No
     weights: timm's, a local file, or DEFAULT to download them. Raises ConfigError or CheckpointError.
     """
     place = torch.device(device) if device else default_device()
-    if is_timm(name):
+    if name.startswith(PREFIX):
         return _timm(name, weights, place)
     if name.startswith(TRANSFORMERS):
         return _transformers(name, place)
@@ -157,14 +159,17 @@ def _timm(name: str, weights: str | None, place: torch.device) -> Embedder:
     if overlay and not Path(weights).is_file():
         raise CheckpointError(f"weights file {weights} does not exist")
     plain, size = name.removeprefix(PREFIX), {}
-    if hasattr(timm_library().get_pretrained_cfg(plain), "input_size") and "dinov2" in plain:
+    if hasattr(timm.get_pretrained_cfg(plain), "input_size") and "dinov2" in plain:
         size = {"img_size": SIDE_PX}  # trained at 518 px; the usual retrieval feature is that of 224
     try:
-        network = timm_library().create_model(plain, pretrained=True, num_classes=0, **size, **overlay)
+        network = timm.create_model(plain, pretrained=True, num_classes=0, **size, **overlay)
     except (RuntimeError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"weights '{weights}' do not fit {name}: {' '.join(str(error).split())[:300]}") from None
     side = SIDE_PX if size else network.pretrained_cfg["input_size"][-1]
-    return PictureEmbedder(f"{name}:{weights}", _normalised(network.to(place).eval()), side, place)
+    mean, std = own_normalisation(name)
+    # Vectors of a store that was made when all networks saw ImageNet's numbers are not mixed with others.
+    seen = f"{name}:{weights}" + ("" if (mean, std) == (IMAGENET_MEAN, IMAGENET_STD) else f":{mean}:{std}")
+    return PictureEmbedder(seen, _normalised(network.to(place).eval(), mean, std), side, place)
 
 
 def _transformers(name: str, place: torch.device) -> Embedder:
@@ -187,13 +192,15 @@ def _transformers(name: str, place: torch.device) -> Embedder:
         found: Tensor = network(pixel_values=images).last_hidden_state[:, 0]
         return found
 
-    return PictureEmbedder(name, _normalised(first_token), SIDE_PX, place)
+    return PictureEmbedder(name, _normalised(first_token, IMAGENET_MEAN, IMAGENET_STD), SIDE_PX, place)
 
 
-def _normalised(network: nn.Module | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _normalised(
+    network: nn.Module | Callable[[Tensor], Tensor], mean: Triple, std: Triple
+) -> Callable[[Tensor], Tensor]:
     def embed(images: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
-        result: Tensor = network((images - mean) / std)
+        both = (torch.tensor(values, device=images.device)[:, None, None] for values in (mean, std))
+        result: Tensor = network(normalise(images, *both))
         return result
 
     return embed
