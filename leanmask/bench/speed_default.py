@@ -60,7 +60,7 @@ def default_step_profile(steps: int = 20, model: Mapping[str, Any] | None = None
         data = Path(folder) / "digits"
         write_digits(data, DigitsSpec(train=2 * BATCH, tune=1, val=1, size_px=SIZE_PX))
         session = Session(_settings(data, steps, model or {}), Path(folder) / "run", start_processes())
-        session.write_folder({})
+        session.write_folder({}, {})
         batches = list(itertools.islice(session.loader.iterate(0), 2))
         session.loader.iterate = lambda start_step: itertools.cycle(batches)  # type: ignore[method-assign]
         session.evaluate = lambda step: {}  # type: ignore[method-assign]
