@@ -176,7 +176,8 @@ def test_settled_settings_have_nothing_left_open_and_stay(
     on: Callable[[Capability], None], here: Capability, precision: str
 ) -> None:
     on(here)
-    open_settings = resolve({"data": {"path": "."}, "model": "mask_rcnn", "method": "supervised"})
+    model = {"name": "mask_rcnn", "backbone": "tiny"}
+    open_settings = resolve({"data": {"path": "."}, "model": model, "method": "supervised"})
     settled, notes = settle(open_settings)
     assert (settled.train.precision, notes) == (precision, ())
     assert isinstance(settled.train.channels_last, bool)
