@@ -135,6 +135,10 @@ def test_doctor(leanmask: Cli) -> None:
     assert outcome.code == 0
     found = json.loads(outcome.out)
     assert isinstance(found["trials"]["cpu"], float)
+    cpu = found["precision"]["cpu"]
+    assert set(cpu["step_seconds"]) == {"fp32", "bf16"}
+    assert all(seconds > 0 for seconds in cpu["step_seconds"].values())
+    assert found["trials"]["cpu"] == cpu["step_seconds"][cpu["precision"]]
     # What is installed goes by other names than what is imported: faiss-cpu is faiss.
     for name in OPTIONAL:
         assert (found["packages"][name] is not None) == (importlib.util.find_spec(name) is not None), name

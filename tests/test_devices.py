@@ -15,7 +15,16 @@ from run_helpers import TINY, Outcome, train
 
 from leanmask import devices
 from leanmask.config import apply_overrides
-from leanmask.devices import Capability, capability, channels_last, inference_precision, machine, settle_precision
+from leanmask.devices import (
+    Capability,
+    Precision,
+    capability,
+    channels_last,
+    inference_precision,
+    machine,
+    settle_precision,
+)
+from leanmask.doctor import Findings, Trial
 from leanmask.errors import ConfigError
 from leanmask.models.mask_rcnn import MaskRCNN
 from leanmask.models.spec import is_depthwise
@@ -167,7 +176,8 @@ def test_settled_settings_have_nothing_left_open_and_stay(
     on: Callable[[Capability], None], here: Capability, precision: str
 ) -> None:
     on(here)
-    open_settings = resolve({"data": {"path": "."}, "model": "mask_rcnn", "method": "supervised"})
+    model = {"name": "mask_rcnn", "backbone": "tiny"}
+    open_settings = resolve({"data": {"path": "."}, "model": model, "method": "supervised"})
     settled, notes = settle(open_settings)
     assert (settled.train.precision, notes) == (precision, ())
     assert isinstance(settled.train.channels_last, bool)
@@ -241,3 +251,28 @@ def test_rows_say_what_they_were_measured_on(on: Callable[[Capability], None]) -
 )
 def test_channels_are_last_where_that_is_faster(device: str, precision: str, last: bool) -> None:
     assert channels_last(precision, torch.device(device)) == last
+
+
+VERDICTS: dict[str, tuple[Capability, str, dict[str, float | str], list[str]]] = {
+    "emulated": (AVX2, "fp32", {"fp32": 0.1, "bf16": 4.5}, ["use fp32", "emulated", "45.0 times"]),
+    "native": (NATIVE, "bf16", {"fp32": 0.2, "bf16": 0.1}, ["use bf16", "2.0 times"]),
+    "the rule is wrong here": (
+        NATIVE,
+        "fp32",
+        {"fp32": 0.2, "bf16": 0.1},
+        ["bf16 was quicker", "train.precision=bf16"],
+    ),
+    "not to be had": (OLD_MAC, "fp32", {"fp32": 0.1, "bf16": "no such thing"}, ["use fp32", "bf16 is not to be had"]),
+    "broken": (AVX2, "fp32", {"fp32": "out of memory", "bf16": 4.5}, ["nothing can be trained", "out of memory"]),
+}
+
+
+@pytest.mark.parametrize(("here", "chosen", "steps", "says"), VERDICTS.values(), ids=VERDICTS)
+def test_the_doctor_says_which_precision_to_use(
+    here: Capability, chosen: Precision, steps: dict[str, float | str], says: list[str]
+) -> None:
+    trial = Trial(here, chosen, steps)
+    assert all(words in trial.verdict for words in says)
+    findings = Findings({}, {}, {"cpu": trial})
+    assert findings.ok == isinstance(steps[chosen], float)
+    assert trial.verdict in findings.to_text()

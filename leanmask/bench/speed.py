@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmask.bench.commit import commit
+from leanmask.bench.speed_default import default_step_profile
 from leanmask.bench.speed_evaluation import evaluation_speed
 from leanmask.bench.speed_longtail import soft_losses_speed
 from leanmask.bench.speed_model import inference_speed, training_speed
@@ -21,6 +22,7 @@ from leanmask.errors import ConfigError, suggest
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
     "training_step": training_speed,
     "inference": inference_speed,
+    "default_step": default_step_profile,
     "maskbooster_step": maskbooster_speed,
     "points_step": points_speed,
     "pointrend_memory": pointrend_memory,
@@ -50,9 +52,9 @@ def speed(
             on_progress(done, len(names), name)
         row = {
             "what": name,
+            "machine": machine(),
             **MEASUREMENTS[name](),
             "commit": commit(),
-            "machine": machine(),
         }
         add_row(results / "speed.json", row)
         rows.append(row)

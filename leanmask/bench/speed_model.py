@@ -1,14 +1,17 @@
 """Speed of Mask R-CNN R50-FPN against torchvision's own training and inference loops, interleaved in one process.
 
-A is torchvision's `maskrcnn_resnet50_fpn` in fp32, as its reference scripts run it; B is leanmask's with the same
-weights, bf16 autocast and channels_last. Both see the same images and objects and have the same settings: frozen batch
-norm, all layers trained, torchvision's numbers of proposals, score floor and detections. A and B take turns, so that
-whatever else the machine does hits both; ratios are of medians.
+torchvision's `maskrcnn_resnet50_fpn` runs as in its reference scripts, in fp32 and, where the machine has bf16
+instructions, under bf16 autocast; leanmask's runs with the same weights in the precision and memory order that it
+chooses there. All see the same images and objects and have the same settings: frozen batch norm, all layers trained,
+torchvision's numbers of proposals, score floor and detections. They take turns, so that whatever else the machine does
+hits all alike; the ratio is of medians of processor seconds, to torchvision's faster precision.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +21,12 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from leanmask.bench.turns import Works, in_turns, medians
+from leanmask.devices import capability, channels_last, machine, settle_precision
 from leanmask.masks import Crops
 from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from leanmask.records import Instances, Supervision, Target
 
+CPU = torch.device("cpu")
 CLASSES = 80
 SCORE_FLOOR = 0.05
 LEARNING_RATE = 1e-5
@@ -51,22 +56,26 @@ class Contest:
 
 
 def training_speed(settings: SpeedSettings | None = None) -> dict[str, Any]:
-    """Seconds of a supervised step (forward, backward, SGD update) of either side, and their ratio (bar: 0.6)."""
+    """Seconds of a supervised step (forward, backward, SGD update) of either side, and their ratio (bar: 0.5 with bf16
+    instructions, 0.75 without).
+    """
     settings = settings or SpeedSettings()
     contest = prepare(settings)
     theirs, ours = contest.theirs.train(), contest.ours.train()
     optimisers = [torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9) for model in (theirs, ours)]
-    images = contest.images.contiguous(memory_format=torch.channels_last)
+    images, chosen = _as_chosen(contest)
 
-    def their_step() -> None:
-        update(theirs(list(contest.images), contest.truths), optimisers[0])
+    def their_step(precision: str) -> None:
+        with _autocast(precision):
+            losses = theirs(list(contest.images), contest.truths)
+        update(losses, optimisers[0])
 
     def our_step() -> None:
-        with torch.autocast(images.device.type, torch.bfloat16):
+        with _autocast(chosen):
             losses, _ = ours(images, contest.targets)
         update(losses, optimisers[1])
 
-    return _report("training step", settings, {"torchvision": their_step, "leanmask": our_step})
+    return _report("training_step", settings, {**_in_each_precision(their_step), "leanmask": our_step}, chosen)
 
 
 def update(losses: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
@@ -78,23 +87,42 @@ def update(losses: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> None:
 
 def inference_speed(settings: SpeedSettings | None = None) -> dict[str, Any]:
     """Seconds to predict one batch, masks at box size (ours) or pasted into the image (torchvision's), and their ratio
-    (bar: 0.4).
+    (bar: 0.4 with bf16 instructions, 0.6 without).
     """
     settings = settings or SpeedSettings()
     contest = prepare(settings)
     theirs, ours = contest.theirs.eval(), contest.ours.eval()
-    images = contest.images.contiguous(memory_format=torch.channels_last)
-    found = {"torchvision": 0, "leanmask": 0}
+    images, chosen = _as_chosen(contest)
+    found: dict[str, int] = {}
 
-    def their_batch() -> None:
-        with torch.inference_mode():
-            found["torchvision"] = sum(len(result["boxes"]) for result in theirs(list(contest.images)))
+    def their_batch(precision: str) -> None:
+        with torch.inference_mode(), _autocast(precision):
+            found[f"torchvision_{precision}"] = sum(len(result["boxes"]) for result in theirs(list(contest.images)))
 
     def our_batch() -> None:
-        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
+        with torch.inference_mode(), _autocast(chosen):
             found["leanmask"] = sum(len(instances) for instances in ours.predict(images))
 
-    return _report("inference", settings, {"torchvision": their_batch, "leanmask": our_batch}) | {"detections": found}
+    works = {**_in_each_precision(their_batch), "leanmask": our_batch}
+    return _report("inference", settings, works, chosen) | {"detections": found}
+
+
+def _autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def _as_chosen(contest: Contest) -> tuple[Tensor, str]:
+    """The images in the memory order, and the precision, that leanmask chooses here; its network gets that order."""
+    precision, _ = settle_precision("auto", CPU)
+    layout = torch.channels_last if channels_last(precision, CPU) else torch.contiguous_format
+    contest.ours.to(memory_format=layout)
+    return contest.images.contiguous(memory_format=layout), precision
+
+
+def _in_each_precision(work: Callable[[str], None]) -> dict[str, Callable[[], None]]:
+    """torchvision's work in fp32, and in bf16 where that is not emulated."""
+    native = capability(CPU).native_bf16
+    return {f"torchvision_{name}": partial(work, name) for name in (("fp32", "bf16") if native else ("fp32",))}
 
 
 def prepare(settings: SpeedSettings) -> Contest:
@@ -117,7 +145,7 @@ def prepare(settings: SpeedSettings) -> Contest:
     images = torch.rand(settings.batch, 3, size, size)
     targets = [random_target(settings) for _ in range(settings.batch)]
     truths = [_truth(target, size) for target in targets]
-    return Contest(theirs, ours.to(memory_format=torch.channels_last), images, truths, targets)
+    return Contest(theirs, ours, images, truths, targets)
 
 
 def random_target(settings: SpeedSettings, classes: int = CLASSES) -> Target:
@@ -143,15 +171,18 @@ def _truth(target: Target, size: int) -> dict[str, Tensor]:
     return {"boxes": target.instances.boxes, "labels": target.instances.categories + 1, "masks": masks}
 
 
-def _report(what: str, settings: SpeedSettings, works: Works) -> dict[str, Any]:
+def _report(what: str, settings: SpeedSettings, works: Works, precision: str) -> dict[str, Any]:
     spent = in_turns(lambda: works, settings.repetitions, settings.warmup)
+    best = min((name for name in spent if name != "leanmask"), key=lambda name: spent[name].cpu_median)
     return {
         "what": what,
         "model": "mask_rcnn resnet50",
         "size_px": settings.size_px,
         "batch": settings.batch,
-        "threads": torch.get_num_threads(),
+        **{f"{name}_cpu_seconds": seconds.cpu_median for name, seconds in spent.items()},
         **medians(spent),
-        "ratio": spent["leanmask"].median / spent["torchvision"].median,
-        "turns": {f"{name}_seconds": seconds.wall for name, seconds in spent.items()},
+        "anchor": best,
+        "ratio": spent["leanmask"].cpu_median / spent[best].cpu_median,
+        "turns": {f"{name}_cpu_seconds": seconds.cpu for name, seconds in spent.items()},
+        "machine": machine(precision),
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from leanmask.models.base import finite_zero
+from leanmask.models.crops import convolve_crops
 from leanmask.models.mask_losses import mask_loss
 from leanmask.models.pooling import RoIPool
 from leanmask.models.two_stage import SMALL, Preset, RoIHeads, TwoStage, TwoStageConfig
@@ -88,8 +89,7 @@ class MaskHeads(RoIHeads):
         return upsampled_logits(self.mask_predictor, cells, channels)[:, 0].float()
 
     def _cells(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
-        cells: Tensor = self.mask_head(self.mask_pool(features, boxes, image_index))
-        return cells
+        return convolve_crops(self.mask_head, self.mask_pool(features, boxes, image_index))
 
 
 class MaskRCNN(TwoStage):
