@@ -25,9 +25,19 @@ from leanmask.bench.names import folder_name
 from leanmask.bench.table import BenchOptions, add_row, bench, is_row, read_rows, results_path, run_folders
 from leanmask.data.digits import DigitsSpec
 from leanmask.errors import ConfigError, DataError, RunError
+from leanmask.planning import plan as plan_module
 from leanmask.reports.tables import render_markdown
 
-SHORT = ("train.steps=2", "data.image_size=64", "data.workers=0", "train.batch_size=2")
+SHORT = (
+    "model.backbone=tiny", "train.steps=2", "data.image_size=64", "data.workers=0", "train.batch_size=2",
+    "evaluation.pictures=0",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quick_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of a plan takes half a second, which nobody measures."""
+    monkeypatch.setattr(plan_module, "seconds_per_step", lambda config: 0.5)
 
 
 @pytest.fixture
@@ -171,7 +181,7 @@ def test_points_noise_and_model_are_part_of_a_row(options: BenchOptions) -> None
 
 
 def test_rows_name_the_backbone_that_was_trained(options: BenchOptions) -> None:
-    other = dataclasses.replace(options, model="mask_rcnn", overrides=(*SHORT, "model.backbone=resnet18"))
+    other = dataclasses.replace(options, model="mask_rcnn", overrides=(*SHORT[1:], "model.backbone=resnet18"))
     row = {"arm": "baseline", "seed": 0, "split": options.split, "overrides": list(other.overrides)}
     assert is_row({**row, "model": "mask_rcnn-resnet18"}, "baseline", 0, other)
     assert not is_row({**row, "model": "mask_rcnn-tiny"}, "baseline", 0, other)

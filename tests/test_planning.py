@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from run_helpers import Outcome
@@ -149,6 +149,7 @@ def test_little_memory_gives_small_batches() -> None:
     assert chosen(data(), Machine(2, 0.001))["train.batch_size"] == 1
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.floats(0.001, 1), st.floats(0.001, 1), st.integers(20, 8000), st.integers(1, 2000), st.integers(1, 100_000),
     st.sampled_from(["mask_rcnn", "solov2", "mask2former", "pointrend"]), st.sampled_from([LAPTOP, SERVER]),
@@ -364,11 +365,12 @@ VALUES = PLAIN | st.lists(PLAIN, max_size=3)
 REASONS = st.text(st.characters(codec="ascii", categories=("L", "N", "P", "Z")))
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text(), VALUES | st.dictionaries(st.text(), VALUES, min_size=1), max_size=4), REASONS)
-def test_settings_with_reasons_are_the_same_settings(settings: dict[str, Any], reason: str) -> None:
-    parts = {a: part for a, part in settings.items() if isinstance(part, dict)}
-    reasons = dict.fromkeys(settings, reason) | {f"{a}.{b}": reason for a, part in parts.items() for b in part}
-    assert (yaml.safe_load(commented_yaml(settings, reasons)) or {}) == settings
+def test_settings_with_reasons_are_the_same_settings(found: dict[str, Any], reason: str) -> None:
+    parts = {a: part for a, part in found.items() if isinstance(part, dict)}
+    reasons = dict.fromkeys(found, reason) | {f"{a}.{b}": reason for a, part in parts.items() for b in part}
+    assert (yaml.safe_load(commented_yaml(found, reasons)) or {}) == found
 
 
 def test_dotted_settings() -> None:

@@ -16,7 +16,10 @@ from leanmask.config import apply_overrides
 from leanmask.data.digits import DigitsSpec
 from leanmask.methods.pldc import PLDCConfig
 
-SHORT = ("train.steps=2", "data.image_size=64", "data.workers=0", "train.batch_size=2")
+SHORT = (
+    "model.backbone=tiny", "train.steps=2", "data.image_size=64", "data.workers=0", "train.batch_size=2",
+    "evaluation.pictures=0",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
