@@ -148,7 +148,7 @@ def _has(data: str, protocol: str, *arms: str) -> bool:
 def _machines() -> str:
     """The processors that the rows on photographs were made on, each with its precision."""
     made_on = [row["machine"] for path in _own_data() for rows in _arms(path).values() for row in rows]
-    found = {f"{each['cores']} cores with {each['capability']}, in {each['precision']}" for each in made_on}
+    found = {f"{on['capability']}, in {on['precision']}, {on['threads']} of {on['cores']} cores" for on in made_on}
     return "; ".join(sorted(found)) or "none yet"
 
 

@@ -43,7 +43,7 @@ def rows(generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(generate, "RESULTS", tmp_path)
 
     def write(name: str, *found: tuple[str, str, int, float], **shared: Any) -> None:
-        machine = {"cores": 2, "capability": "AVX2", "precision": "fp32"}
+        machine = {"cores": 2, "threads": 1, "capability": "AVX2", "precision": "fp32"}
         usual = {"split": "val", "overrides": [], "steps": 400, "train_seconds": 90.0, "machine": machine} | shared
         told = [
             {
@@ -69,7 +69,7 @@ def test_pages_say_what_the_rows_say(generate: ModuleType, rows: Callable[..., N
     assert line in page
     assert "points-10 | nuclei, mask_rcnn | – | 25.0 | – | – | 1 | 1.5 |" in page  # without its upper bound
     assert "20.0 becomes 30.0, AP75 20.0 and 30.0, where all masks make 40.0 ± 2.8" in page
-    assert "2 cores with AVX2, in fp32" in page
+    assert "AVX2, in fp32, 1 of 2 cores" in page
     assert "[animals-sparse-10]" in page
     assert "semi-10 | not measured" in page
     labels = generate.which_labels()
