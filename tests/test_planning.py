@@ -194,6 +194,11 @@ def test_minutes_bound_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         plan(".", minutes=-1)
 
 
+def test_patience_has_evaluations_to_count() -> None:
+    own = chosen(data(), train__patience=8, train__steps=200)
+    assert own["train.steps"] // own["train.eval_every_steps"] >= 10
+
+
 def test_epochs_of_the_user_become_the_planned_steps(digits: Path) -> None:
     made = plan(digits, overrides=["train.epochs=5", "train.batch_size=8", "model.backbone=tiny"])
     assert made.settings["train"]["steps"] == 10
@@ -206,7 +211,7 @@ def test_a_gpu_takes_weights_of_coco_where_they_can_be_had(monkeypatch: pytest.M
     found = chosen(data(), SERVER)
     assert (found["model.backbone"], found["model.weights"]) == ("resnet50", "COCO_V1")
     assert "model.anchor_sizes" not in found
-    assert chosen(data(), SERVER, model__name="mask2former")["model.backbone"] == "swin-tiny"
+    assert chosen(data(), SERVER, model__name="mask2former")["model.backbone"] == "swin_tiny"
     assert chosen(data(), LAPTOP)["model.backbone"] == "lite0"
 
 

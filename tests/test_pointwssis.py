@@ -146,7 +146,7 @@ def test_the_refiner_never_sees_a_weak_image(staged: TrainSummary) -> None:
 @pytest.mark.parametrize("point_at", ["centre", "random"])
 def test_every_network_but_the_refiner_knows_where_points_are(staged: TrainSummary, point_at: str) -> None:
     config = resolve(merge(SETTINGS, {"method": {"point_at": point_at}, "data": {"path": str(staged.folder)}}))
-    run = StagedRun(config, staged.folder, "online", lambda *_: staged, None)
+    run = StagedRun(config, staged.folder, "online", lambda *_: staged, None, {})
     told = {each.name: run.settings_of(each) for each in run.stages if isinstance(each, TrainStage)}
     assert list(told) == ["teacher", "refiner", "student", "online"]
     for name, given_settings in told.items():

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from skimage import data
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
@@ -211,6 +212,22 @@ def test_a_backbone_whose_maps_cannot_build_a_pyramid(name: str, backbone: str, 
 def test_what_the_refiner_cannot_take(backbone: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         model_of("mask_refine", backbone, weights=None)
+
+
+def test_a_trained_models_backbone_starts_every_other(tmp_path: Path) -> None:
+    donor = model_of("mask_rcnn", "lite0", weights=None, norm="frozen_batch")
+    save_file(donor.state_dict(), tmp_path / "donor.safetensors")
+    stem = donor.get_submodule("backbone.body.network.conv_stem").weight
+    given = {"weights": str(tmp_path / "donor.safetensors")}
+    for name in ("pointrend", "solov2", "mask2former", "mask_refine"):
+        model = model_of(name, "lite0", **given)
+        found = next(module for part, module in model.named_modules() if part.endswith("body.network.conv_stem"))
+        assert torch.equal(found.weight[:, :3], stem)
+        assert "donor.safetensors" in model.weights_note
+    classifier = timm.create_model(LITE["lite0"])
+    save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
+    model = model_of("solov2", "lite0", weights=str(tmp_path / "classifier.safetensors"))
+    assert torch.equal(model.get_submodule("backbone.body.network.conv_stem").weight, classifier.conv_stem.weight)
 
 
 def test_what_is_unusual_is_said() -> None:

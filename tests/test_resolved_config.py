@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from run_helpers import TINY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from leanmask.config import merge
 from leanmask.errors import ConfigError
 from leanmask.inference import load
 from leanmask.methods.base import TrainStage
-from leanmask.models import MODELS
+from leanmask.models import MODELS, timm_backbones
 from leanmask.models.backbone_config import BackboneConfig
 from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD
 from leanmask.run import train
@@ -95,6 +96,10 @@ def test_what_auto_and_null_become() -> None:
         ({"backbone": "lite3"}, r"'lite3' is unknown.*did you mean 'lite"),
         ({"backbone": 3}, "'model.backbone' is 3"),
         ({"weights": 3}, "'model.weights' is 3"),
+        ({"weights": ""}, "'model.weights' is '': string should have at least 1 character"),
+        ({"backbone": "tiny", "window": 0}, "model.window.*greater than or equal to 1"),
+        ({"backbone": "timm:eva02_tiny_patch14_224", "backbone_options": [3]}, "'model.backbone_options' is"),
+        ({"level_maps": [0, 1]}, "five numbers from 0 to 4, or none"),
     ],
 )
 def test_mistakes(given: dict[str, Any], sentence: str) -> None:
@@ -143,6 +148,28 @@ def test_an_older_weights_file_loads_and_predicts_as_before(trained: TrainSummar
     assert old.model.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)
 
 
+def test_a_run_of_the_default_backbone_needs_its_weights_only_to_begin(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    settings = {**TINY, "model": {}, "method": {"name": "supervised"}}
+    train(digits, tmp_path / "run", settings=settings, plan=False, on_progress=lambda *said: notes.append(said[2]))
+    assert any("weights: loaded imagenet into lite0" in note for note in notes)
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (written["model"]["backbone"], written["model"]["image_mean"]) == ("lite0", [0.5, 0.5, 0.5])
+    assert written["optim"]["backbone_lr_factor"] == 0.3
+
+    def gone(backbone: str) -> None:
+        raise AssertionError("the package was read")
+
+    monkeypatch.setattr(timm_backbones, "packaged_weights", gone)
+    loaded = load(tmp_path / "run")
+    with safe_open(tmp_path / "run" / "best.safetensors", "pt") as opened:
+        told = json.loads(opened.metadata()["preprocessing"])
+    assert told["mean"] == loaded.model.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert told["std"] == loaded.model.std.flatten().tolist() == [0.5, 0.5, 0.5]
+
+
 def test_a_start_that_was_normalised_otherwise_is_refused(trained: TrainSummary, digits: Path, tmp_path: Path) -> None:
     settings = merge(TINY, {"model": {"image_mean": [0.5, 0.5, 0.5]}, "method": {"name": "supervised"}})
     settings = merge(settings, {"train": {"student_weights": str(trained.folder / "best.safetensors")}})
@@ -154,7 +181,7 @@ def test_a_stage_with_another_model_sees_what_the_runs_backbone_sees(tmp_path: P
     def refiner(model: dict[str, Any], **own: Any) -> Any:
         settings = {"data": {"path": "."}, "model": {"name": "solov2", **model}}
         config = resolve(settings | {"method": {"name": "pointwssis", "refiner": own}})
-        staged = StagedRun(config, tmp_path, "student", lambda *_: trained, None)
+        staged = StagedRun(config, tmp_path, "student", lambda *_: trained, None, {})
         (stage,) = [each for each in staged.stages if isinstance(each, TrainStage) and each.name == "refiner"]
         return staged.settings_of(stage).model
 

@@ -59,7 +59,7 @@ class BackboneConfig(Frozen):
     backbone_options: dict[str, Any] = Field(
         default_factory=dict, description="timm: further arguments of its model, such as {drop_path_rate: 0.4}"
     )
-    window: int | Literal["auto"] | None = Field(
+    window: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         "auto",
         description="plain vision transformers: tokens along a side of the windows that most blocks see; null = all "
         "tokens; auto = 16 for EVA-02, as published, null for others",
@@ -67,7 +67,7 @@ class BackboneConfig(Frozen):
     global_blocks: tuple[int, ...] | None = Field(
         None, description="with windows: blocks that see all tokens, counted from 0; null = the last of each quarter"
     )
-    weights: str | None = Field(
+    weights: Annotated[str, Field(min_length=1)] | None = Field(
         AUTO,
         description="of the backbone: imagenet (lite0 to lite2, from a package), DEFAULT and torchvision's other names "
         "(IMAGENET1K_V1, ...; COCO_V1 for the whole Mask R-CNN of resnet50), DEFAULT for timm's, both downloaded, or a "
@@ -112,7 +112,8 @@ class BackboneConfig(Frozen):
                 settings[key] = value
         if settings.get("global_blocks") is None:
             options = settings.get("backbone_options") or {}
-            settings["global_blocks"] = () if settings["window"] is None else last_of_quarters(name, options)
+            windowed = settings["window"] is not None and is_timm(name) and isinstance(options, dict)
+            settings["global_blocks"] = last_of_quarters(name, options) if windowed else ()
         return settings
 
     @classmethod

@@ -28,6 +28,7 @@ from leanmask.models.canvas_masks import over_boxes, soft_crops
 from leanmask.models.mask2former_network import (
     LARGE_QUERIES,
     SWIN,
+    Encoder,
     NetworkSize,
     build_network,
     load_weights,
@@ -159,7 +160,8 @@ class Mask2Former(Model):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         encoder = self.network.get_submodule("model.pixel_level_module.encoder")
-        return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        body = encoder.body if isinstance(encoder, Encoder) else encoder  # Swin is the whole of it
+        return [parameter for parameter in body.parameters() if parameter.requires_grad]
 
     def outputs(self, images: Tensor, last_only: bool = False) -> QueryOutputs:
         """What the queries say of images (B, 3, H, W), H and W multiples of 32: before the first decoder layer and

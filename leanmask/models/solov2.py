@@ -145,7 +145,7 @@ class SOLOv2Config(BackboneConfig):
     @classmethod
     def _five_maps(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if value and (len(value) != LEVELS or not set(value) <= set(range(LEVELS))):
-            raise ValueError(f"{LEVELS} numbers from 0 to {LEVELS - 1}, or none")
+            raise ValueError("five numbers from 0 to 4, or none")
         return value
 
     @classmethod

@@ -275,7 +275,7 @@ def load_timm(body: FeatureMaps | PlainTransformer, spec: BackboneSpec, weights:
     lost = [name for name in missing if not name.endswith("num_batches_tracked")]
     if lost:
         raise CheckpointError(f"weights '{weights}' of {spec.name} lack {lost[0]} and {len(lost) - 1} more")
-    return f"loaded {weights} into {spec.name}"
+    return f"loaded {weights}"
 
 
 def _timm_weights(spec: BackboneSpec, weights: str) -> dict[str, Tensor]:

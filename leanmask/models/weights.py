@@ -42,7 +42,7 @@ def load_pretrained(model: nn.Module, spec: BackboneSpec, weights: str, fresh: t
     state = _state_of(spec, weights)
     if state is not None and _is_detector(state):
         return _fill(model, state, weights, fresh)
-    return _fill_body(model.get_submodule("backbone.body"), spec, weights, state)
+    return f"{_fill_body(model.get_submodule('backbone.body'), spec, weights, state)} into {spec.name}"
 
 
 def load_backbone(module: nn.Module, spec: BackboneSpec, weights: str) -> str:
@@ -53,7 +53,7 @@ def load_backbone(module: nn.Module, spec: BackboneSpec, weights: str) -> str:
     """
     state = _state_of(spec, weights)
     if state is None or not _is_detector(state):
-        return f"{_fill_body(module.get_submodule('body'), spec, weights, state)} into the backbone"
+        return f"{_fill_body(module.get_submodule('body'), spec, weights, state)} into {spec.name}"
     whole = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     own = module.state_dict()
     fits = all(name in own and own[name].shape == value.shape for name, value in whole.items())

@@ -100,7 +100,7 @@ def backbone(known: Known) -> tuple[Any, str]:
     if known.place == "gpu" and known.coco_weights and known["model.name"] in ("mask_rcnn", "pointrend"):
         return "resnet50", f"a GPU, and weights of a detector that has seen COCO are at hand ({known.coco_weights})"
     if known.place == "gpu" and known.coco_weights and known["model.name"] == "mask2former":
-        return "swin-tiny", f"a GPU, and weights of a network that has seen COCO are at hand ({known.coco_weights})"
+        return "swin_tiny", f"a GPU, and weights of a network that has seen COCO are at hand ({known.coco_weights})"
     why = "features of ImageNet that come with leanmask, fast on a processor"
     if known.place == "gpu":
         why = "features of ImageNet that come with leanmask; larger weights need a network or a filled cache"
@@ -176,7 +176,7 @@ def detections(known: Known) -> tuple[Any, str] | None:
 
 def queries(known: Known) -> tuple[Any, str] | None:
     most, usual = known.data.objects_per_image.most, 40 if known.small else 100
-    if known["model.name"] != "mask2former" or most <= 0.75 * usual or known["model.backbone"] == "swin-tiny":
+    if known["model.name"] != "mask2former" or most <= 0.75 * usual or known["model.backbone"] == "swin_tiny":
         return None
     return _rounded(min(1.5 * most, 300), 20), f"an image has up to {most:.0f} objects, each of which takes a query"
 
@@ -251,7 +251,10 @@ def repeat_threshold(known: Known) -> tuple[Any, str] | None:
 def evaluations(known: Known) -> tuple[Any, str] | None:
     if not known.data.val_images:
         return None
-    return max(known["train.steps"] // 4, 1), "four points of a curve"
+    patience = known["train.patience"] or 0
+    points = max(4, patience + 2)
+    why = "four points of a curve" if points == 4 else f"{points} points of a curve, so that train.patience can act"
+    return max(known["train.steps"] // points, 1), why
 
 
 def evaluated(known: Known) -> tuple[Any, str] | None:
