@@ -2,11 +2,12 @@
 mask quality can be trusted.
 
     python benchmarks/semi_sweeps.py thresholds ema weight --jobs 2
-    python benchmarks/semi_sweeps.py --trust --out benchmarks/results/semi_trust.json
+    python benchmarks/semi_sweeps.py --trust --out semi_trust.json
 
-A sweep's rows go where `leanmask bench` keeps them (`tune-semi-5.json`), with their overrides; finished ones are
-skipped and interrupted ones continued. `--trust` labels the unlabelled images with both thresholds at 0, by the arm's
-own run, and measures that against the hidden truth. Both end with JSON.
+A sweep's rows go where `leanmask bench` keeps them (`tune-semi-5.json`; those of networks from scratch are in
+`benchmarks/results/from-scratch/`), with their overrides; finished ones are skipped and interrupted ones continued.
+`--trust` labels the unlabelled images with both thresholds at 0, by the arm's own run, and measures that against the
+hidden truth. Both end with JSON.
 """
 
 from __future__ import annotations

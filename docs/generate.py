@@ -1,6 +1,7 @@
-"""Write docs/configuration.md from the config classes and docs/results.md from the raw measurements.
+"""Write docs/configuration.md from the config classes, and docs/results.md and docs/which-labels.md from the raw
+measurements. The prose of results.md stands in results.md.jinja.
 
-Run `python docs/generate.py`; a test keeps both pages up to date.
+Run `python docs/generate.py`; a test keeps the pages up to date.
 """
 
 from __future__ import annotations
@@ -9,30 +10,28 @@ import io
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import jinja2
 import matplotlib as mpl
 from matplotlib.figure import Figure
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from leanmask.bench.arms import SEMI, in_order, metrics_of
 from leanmask.config import AugmentConfig, DataConfig, EvaluationConfig, Frozen, OptimConfig, TrainConfig
 from leanmask.costs import LabelCosts
 from leanmask.labels.budget import SCHEMES, Counts, Scheme, price
 from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.reports.figures import MARKERS, PALETTE
-from leanmask.reports.layout import NOTHING, Table, footnotes, spread
-from leanmask.reports.tables import benchmark_tables, render_markdown
+from leanmask.reports.layout import NOTHING, Table, render_markdown, spread
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
-PROTOCOL = re.compile(
-    r"(?P<data>.+?-)?(?P<protocol>full|(sparse|points|semi|weak-semi|mixed|suggest)-[\d.]+|boxes|longtail|partial)"
-)
+Row = dict[str, Any]
+Arms = dict[tuple[str, str], list[Row]]  # by model and arm
 
 INTRO = """# Configuration reference
 
@@ -48,148 +47,242 @@ holds its settings, resolved, in `config.yaml`.
 """
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says a method does, and the arms of `leanmask bench` that say it here. labels: what a protocol's
+    name starts with, and the protocol that is measured where there is no row yet. measures: what is compared, of
+    "gap" (share of the way from baseline to full), "times" (method over baseline) and "of full".
+    """
+
+    system: str
+    published: str
+    kind: str
+    labels: str
+    baseline: str | None
+    method: str
+    measures: tuple[str, ...]
+
+    def lines(self) -> list[list[str]]:
+        """One row of the table for each data set, protocol and model that has rows; without any, one that says so."""
+        found = []
+        for data in DATA:
+            for path in sorted(RESULTS.glob(f"{data}-{self.kind}*.json"), key=_amount):
+                arms = _arms(path)
+                for model in dict.fromkeys(model for model, arm in arms if arm in (self.baseline, self.method)):
+                    full = _arms(RESULTS / f"{data}-full.json").get((model, "full"), [])
+                    found.append(self._line(data, path, model, arms, full))
+        if not found:
+            return [[self.system, self.published, self.labels, "not measured", *[NOTHING] * (len(CLAIM_HEADERS) - 4)]]
+        first, *others = found
+        return [[self.system, self.published, *first], *(["", "", *line] for line in others)]
+
+    def _line(self, data: str, path: Path, model: str, arms: Arms, full: list[Row]) -> list[str]:
+        low = arms.get((model, self.baseline), []) if self.baseline else []
+        mine = arms.get((model, self.method), [])
+        sides = [side for side in (low, mine) if side]
+        counted = [side for side in (low, mine, full) if side]
+        return [
+            path.stem.removeprefix(f"{data}-"),
+            f"{data}, {model.removesuffix(LITE)}",
+            spread(_values(low)),
+            spread(_values(mine)),
+            spread(_values(full)),
+            ", ".join(text for name in self.measures if (text := _measured(name, low, mine, full))) or NOTHING,
+            ", ".join(dict.fromkeys(str(len(side)) for side in counted))
+            if len({len(side) for side in counted}) == 1
+            else ", ".join(str(len(side)) for side in counted),
+            ", ".join(f"{statistics.fmean(_values(side, 'train_seconds')) / 60:.1f}" for side in sides),
+        ]
+
+
+def _measured(measure: str, low: list[Row], mine: list[Row], full: list[Row]) -> str | None:
+    """What a method makes of its baseline and of all labels, in the measure in which the paper's claim is put."""
+    means = [statistics.fmean(_values(side)) if side else None for side in (low, mine, full)]
+    bottom, reached, top = means
+    if reached is None:
+        return None
+    if measure == "gap" and bottom is not None and top is not None:
+        return f"{100 * (reached - bottom) / (top - bottom):.0f} % of the gap" if top > bottom else "no gap to close"
+    if measure == "times" and bottom:
+        return f"x {reached / bottom:.2f}"
+    if measure == "of full" and top:
+        return f"{100 * reached / top:.0f} % of all masks"
+    return None
+
+
 def results() -> str:
-    """docs/results.md: every table that `leanmask bench` has rows for."""
-    parts = [RESULTS_INTRO.replace("THRESHOLD_GRID", _threshold_grid())]
-    for path in sorted(RESULTS.glob("*.json")):
-        found = PROTOCOL.fullmatch(path.stem)
-        if found is None or found["protocol"] == "full":
-            continue
-        bounds = _rows(RESULTS / f"{found['data'] or ''}full.json")
-        parts.append(f"## {path.stem}")
-        metrics = metrics_of(found["protocol"])
-        if any(row.get("split") != "val" for row in _rows(path)):
-            models = {row["model"] for row in _rows(path)}
-            bounds = [row for row in bounds if row["model"] in models]
-            parts.append(render_markdown(_tuning_table(found["protocol"], _rows(path) + bounds, metrics)))
-        else:
-            tables = benchmark_tables(in_order(found["protocol"], [*_rows(path), *bounds]), metrics)
-            parts += map(render_markdown, tables[: _settings(_rows(path))])
-        parts.append(f"Raw rows: `benchmarks/results/{path.name}`")
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    """docs/results.md: the prose of results.md.jinja with the numbers that the rows say."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # Markdown, which nothing has to be escaped for
+    text = environment.get_template("results.md.jinja").render(
+        claims=_claims_table(), speed=_speed_table(), raw=_raw_rows(), ap=_ap, iou=_iou, has=_has, machines=_machines()
+    )
+    return "\n".join(line.rstrip() for line in re.sub(r"\n{3,}", "\n\n", text).strip().splitlines()) + "\n"
 
 
-def _threshold_grid() -> str:
-    """AP of PL-DC on `tune` by both thresholds, from the rows that say nothing else; those of the arm are its own."""
-    keys = ("method.class_quality", "method.mask_quality")
-    arm = SEMI["pldc"].settings["method"]
-    grid = {}
-    for row in _rows(RESULTS / "tune-semi-5.json"):
-        told = dict(override.split("=") for override in row["overrides"])
-        if row["arm"] == "pldc" and told.keys() <= set(keys):
-            class_quality, mask_quality = (float(told.get(key, arm[key.removeprefix("method.")])) for key in keys)
-            grid[class_quality, mask_quality] = f"{100 * row['metrics']['AP']:.1f}"
-    columns = sorted({mask_quality for _, mask_quality in grid})
-    lines = [["class / mask", *map(str, columns)], ["---"] * (len(columns) + 1)]
-    for class_quality in sorted({class_quality for class_quality, _ in grid}):
-        lines.append([str(class_quality), *(grid.get((class_quality, column), NOTHING) for column in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _claims_table() -> str:
+    rows = [line for claim in CLAIMS for line in claim.lines()]
+    return render_markdown(Table("Published and measured", CLAIM_HEADERS, rows, text_columns=4)).strip()
+
+
+def _ap(data: str, protocol: str, arm: str, metric: str = "AP", model: str = "mask_rcnn") -> str:
+    """A metric of a row in points, mean and deviation over seeds, for the prose."""
+    rows = _arms(RESULTS / f"{data}-{protocol}.json").get((model + LITE, arm), [])
+    return spread([row["metrics"][metric] for row in rows if metric in row["metrics"]]) if rows else "(not measured)"
+
+
+def _iou(data: str, protocol: str, arm: str, masks: str) -> str:
+    """How far the rough or refined pseudo-masks of a run overlap the truth, mean over objects and seeds."""
+    rows = _arms(RESULTS / f"{data}-{protocol}.json").get((f"solov2{LITE}", arm), [])
+    found = [row["pseudo"][masks]["mask_iou"] for row in rows if masks in row.get("pseudo", {})]
+    return f"{statistics.fmean(found):.2f}" if found else "(not measured)"
+
+
+def _has(data: str, protocol: str, *arms: str) -> bool:
+    """Whether all of these arms have a row, so that a sentence about them can stand."""
+    there = {arm for _, arm in _arms(RESULTS / f"{data}-{protocol}.json")}
+    return there.issuperset(arms)
+
+
+def _machines() -> str:
+    """The processors that the rows on photographs were made on, each with its precision."""
+    made_on = [row["machine"] for path in _own_data() for rows in _arms(path).values() for row in rows]
+    found = {f"{on['capability']}, in {on['precision']}, {on['threads']} of {on['cores']} cores" for on in made_on}
+    return "; ".join(sorted(found)) or "none yet"
+
+
+def _raw_rows() -> str:
+    links = [f"[{path.stem}](../benchmarks/results/{path.name})" for path in _own_data()]
+    return " · ".join(links) or "none yet"
+
+
+def _own_data() -> list[Path]:
+    """The files of rows on photographs, in the order of the data sets."""
+    return [path for data in DATA for path in sorted(RESULTS.glob(f"{data}-*.json"), key=_amount) if _arms(path)]
+
+
+def _speed_table() -> str:
+    """The last row of every measurement on every kind of processor."""
+    latest = {}
+    for row in _rows(RESULTS / "speed.json"):
+        made_on = row["machine"]
+        where = f"{made_on['capability']}, {made_on['precision']}" if isinstance(made_on, dict) else OLD_MACHINE
+        latest[row["what"], where] = row
+    lines = [
+        [text, anchor, where, row["commit"], f"{1 / row[key] if inverse else row[key]:.2g}"]
+        for what, (text, anchor, key, inverse) in SPEED.items()
+        for (name, where), row in latest.items()
+        if name == what
+    ]
+    headers = ("what", "compared with", "processor", "commit", "ratio")
+    return render_markdown(Table("Time and memory, as a share of what is compared with", headers, lines, 4)).strip()
 
 
 def which_labels() -> str:
-    """docs/which-labels.md: what the labels of the embedded benchmark cost and what models they made."""
-    found, hours = _label_aps(), _label_hours()
-    rows = [
-        [
-            protocol,
-            model.removesuffix("-tiny"),
-            ARM_NAMES.get(arm, arm),
-            f"{hours[protocol]:.1f}",
-            spread(aps),
-            f"{100 * statistics.fmean(aps) / statistics.fmean(found['full', model, 'full']):.0f} %"
-            if ("full", model, "full") in found
-            else NOTHING,
-            str(len(aps)),
-        ]
-        for (protocol, model, arm), aps in sorted(found.items(), key=lambda item: (hours[item[0][0]], item[0]))
-        if arm in ARM_NAMES
-    ]
-    headers = ("labels", "model", "trained with", "hours", "mask AP", "of its full", "seeds")
-    note = f"{_objects():,} objects of the embedded benchmark's 1,000 training images, named by somebody already."
-    table = Table("What labels cost, and the models they made", headers, rows, text_columns=3, note=note)
+    """docs/which-labels.md: what the labels of the photographs cost and what models they made."""
+    rows = []
+    for data in DATA:
+        found, hours = _label_aps(data), _label_hours(data)
+        for (protocol, model, arm), aps in sorted(found.items(), key=lambda item: (hours[item[0][0]], item[0])):
+            if arm in ARM_NAMES:
+                full = found.get(("full", model, "full"))
+                share = f"{100 * statistics.fmean(aps) / statistics.fmean(full):.0f} %" if full else NOTHING
+                named = protocol, model.removesuffix(LITE), ARM_NAMES[arm]
+                rows.append([data, *named, f"{hours[protocol]:.1f}", spread(aps), share, str(len(aps))])
+    headers = ("data", "labels", "model", "trained with", "hours", "mask AP", "of all masks", "seeds")
+    objects = ", ".join(f"{data} {_objects(data):,}" for data in DATA)
+    note = f"Objects of the training images, named by somebody already: {objects}."
+    table = Table("What labels cost, and the models they made", headers, rows, text_columns=4, note=note)
     return f"{LABELS_INTRO.strip()}\n\n{render_markdown(table).strip()}\n{LABELS_ADVICE}"
 
 
 def labels_chart() -> str:
-    """docs/images/which-labels.svg: mask AP of Mask R-CNN over hours of labelling, a curve for each kind of label."""
-    found, hours = _label_aps(), _label_hours()
-    with mpl.rc_context({"svg.hashsalt": "leanmask", "svg.fonttype": "none", "font.size": 9.0}):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.add_subplot()
-        for number, (label, kinds, arm) in enumerate(CURVES):
-            points = [
-                (hours[protocol], [100 * ap for ap in aps])
-                for (protocol, model, name), aps in found.items()
-                if model == "mask_rcnn-tiny" and name == arm and protocol.startswith(kinds)
-            ]
-            points = sorted(points) + ([(hours["full"], _full())] if arm == "baseline" else [])
-            x, y = [at for at, _ in points], [statistics.fmean(aps) for _, aps in points]
-            error = [statistics.stdev(aps) if len(aps) > 1 else 0.0 for _, aps in points]
-            axes.errorbar(
-                x, y, error, color=PALETTE[number], marker=MARKERS[number], label=label, capsize=2, markersize=5
-            )
-        axes.axhline(statistics.fmean(_full()), color="#888888", linewidth=0.8, linestyle=(0, (4, 2)))
-        axes.set_xscale("log")
-        axes.set_xticks(TICKS_HOURS, [str(hour) for hour in TICKS_HOURS])
-        axes.minorticks_off()
-        axes.set_xlabel("hours of labelling (published prices)")
-        axes.set_ylabel("mask AP on val")
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(frameon=False, loc="lower right")
+    """docs/images/which-labels.svg: mask AP over hours of labelling, a picture for each data set with rows."""
+    shown = [data for data in DATA if _label_aps(data)] or list(DATA)
+    with mpl.rc_context({"svg.hashsalt": "leanmask", "svg.fonttype": "none", "font.size": 8.0}):
+        figure = Figure(figsize=(2.6 * len(shown), 3.1), layout="constrained")
+        pictures = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axes, data in zip(pictures, shown, strict=True):
+            hours = _label_hours(data)
+            drawn: dict[str, list[tuple[float, list[float]]]] = {}
+            for (protocol, _, arm), aps in _label_aps(data).items():
+                if (name := _kind(protocol, arm)) is not None:
+                    drawn.setdefault(name, []).append((hours[protocol], [100 * ap for ap in aps]))
+            for number, name in enumerate(KINDS):
+                points = sorted(drawn.get(name, []))
+                axes.errorbar(
+                    [at for at, _ in points],
+                    [statistics.fmean(aps) for _, aps in points],
+                    [statistics.stdev(aps) if len(aps) > 1 else 0.0 for _, aps in points],
+                    color=PALETTE[number],
+                    marker=MARKERS[number],
+                    linestyle="none",
+                    label=name,
+                    capsize=2,
+                    markersize=5,
+                )
+            axes.set_xscale("log")
+            axes.set_xticks(TICKS_HOURS, [f"{hour:g}" for hour in TICKS_HOURS])
+            axes.minorticks_off()
+            axes.set_xlim(0.8 * hours[BOUNDS[0]], 1.3 * hours[BOUNDS[1]])
+            axes.set_title(data)
+            axes.set_xlabel("hours of labelling")
+            axes.grid(color="#dddddd", linewidth=0.6)
+        pictures[0].set_ylabel("mask AP on val")
+        figure.legend(*pictures[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
 
 
-def _label_aps() -> dict[tuple[str, str, str], list[float]]:
-    """Mask APs of all seeds by protocol, model and arm, of protocols that have a price and rows without overrides."""
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for path in sorted(RESULTS.glob("*.json")):
-        for row in _rows(path) if path.stem in _label_hours() else ():
-            if not row["overrides"]:
-                found.setdefault((path.stem, row["model"], row["arm"]), []).append(row["metrics"]["AP"])
-    return found
+def _kind(protocol: str, arm: str) -> str | None:
+    """Which of `KINDS` a row is, None = it is not drawn."""
+    return next((name for name, (kind, arms) in KINDS.items() if protocol.startswith(kind) and arm in arms), None)
 
 
-def _full() -> list[float]:
-    return [100 * ap for ap in _label_aps()["full", "mask_rcnn-tiny", "full"]]
+def _label_aps(data: str) -> dict[tuple[str, str, str], list[float]]:
+    """Mask APs of all seeds by protocol, model and arm, of protocols that have a price."""
+    return {
+        (protocol, model, arm): _values(rows)
+        for protocol in _label_hours(data)
+        for (model, arm), rows in _arms(RESULTS / f"{data}-{protocol}.json").items()
+    }
 
 
-def _label_hours() -> dict[str, float]:
+def _label_hours(data: str) -> dict[str, float]:
     schemes = (*SCHEMES, *BY_IMAGES)
-    return {scheme.name: price(scheme, Counts(_objects(), 0), LabelCosts()).hours for scheme in schemes}
+    return {scheme.name: price(scheme, Counts(_objects(data), 0), LabelCosts()).hours for scheme in schemes}
 
 
-def _objects() -> int:
-    return int(json.loads((RESULTS / "budget.json").read_text(encoding="utf-8"))["census"]["objects"]["mask"])
+def _objects(data: str) -> int:
+    counted = json.loads((RESULTS / f"{data}-budget.json").read_text(encoding="utf-8"))
+    return int(counted["census"]["objects"]["mask"])
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return list(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else []
+def _arms(path: Path) -> Arms:
+    """A file's rows on `val` without further settings by model and arm, one for each seed: the last that was added."""
+    found: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in _rows(path):
+        if "arm" in row and row["split"] == "val" and not row["overrides"]:
+            found.setdefault((row["model"], row["arm"]), {})[row["seed"]] = row
+    return {key: list(seeds.values()) for key, seeds in found.items()}
 
 
-def _settings(rows: list[dict[str, Any]]) -> int:
-    """Number of tables that a file's own rows make; those of shared bounds alone come after them."""
-    return len({(row["model"], row.get("split"), tuple(row["overrides"])) for row in rows})
+def _values(rows: list[Row], name: str | None = None) -> list[float]:
+    """Mask AP of every row, or another number that stands beside the metrics."""
+    return [float(row[name] if name else row["metrics"]["AP"]) for row in rows]
 
 
-def _tuning_table(title: str, rows: list[dict[str, Any]], metrics: Sequence[str]) -> Table:
-    """One row per arm, model and settings, the best of each arm first; of rows with the same seed the last counts."""
-    groups: dict[tuple[str, str, str], dict[int, dict[str, float]]] = {}
-    for row in rows:
-        key = row["arm"], row["model"].removesuffix("-tiny"), ", ".join(row["overrides"]) or NOTHING
-        groups.setdefault(key, {})[row["seed"]] = row["metrics"]
-    body = []
-    for key, seeds in sorted(groups.items(), key=lambda group: (group[0][:2], -_mean(group[1], "AP"))):
-        known = [[found[name] for found in seeds.values() if name in found] for name in metrics]
-        body.append([*key, str(len(seeds)), *map(spread, known)])
-    said = {row["arm"]: [row["note"]] for row in rows if "note" in row}
-    note = f"On the tuning split; settings on top of the arm's own when it was measured.{footnotes(said)}"
-    return Table(title, ("arm", "model", "settings", "seeds", *metrics), body, text_columns=3, note=note)
+def _rows(path: Path) -> list[Row]:
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return found if isinstance(found, list) else []
 
 
-def _mean(seeds: dict[int, dict[str, float]], name: str) -> float:
-    return statistics.fmean(found[name] for found in seeds.values())
+def _amount(path: Path) -> tuple[str, float]:
+    """Sorts points-5 before points-10."""
+    kind, _, amount = path.stem.rpartition("-")
+    return (kind, float(amount)) if re.fullmatch(r"[\d.]+", amount) else (path.stem, 0.0)
 
 
 def page() -> str:
@@ -208,190 +301,92 @@ def page() -> str:
     return "\n".join(parts)
 
 
-RESULTS_INTRO = """
-# Measured results
+# The data sets of the tables, by the names that their rows begin with.
+DATA = ("animals", "facades", "nuclei")
+LITE = "-lite0"  # of a model's name in rows: the backbone of all of them
+OLD_MACHINE = "not recorded"  # rows of before processors were named
 
-Generated by `python docs/generate.py` from the rows in `benchmarks/results/`, which `leanmask bench PROTOCOL --seeds N`
-wrote. AP in points on `val`, mean and standard deviation over seeds. `baseline`: supervised on the sparse labels, weak
-view, the student is measured. `ema_aug`: with the strong view, the EMA is measured. `binary`, `soft`: MaskBooster with
-one kind of pseudo-mask. `full`: supervised on all masks, strong view, EMA. "Gap closed" is the share of the way from
-`baseline` to `full`. Times are those of runs that shared two cores with others (one thread each), so they say how long
-a table takes, not what a step costs; `leanmask bench speed` measures that.
+CLAIM_HEADERS = (
+    "system",
+    "published",
+    "labels",
+    "measured on",
+    "baseline",
+    "method",
+    "all masks",
+    "comparable",
+    "seeds",
+    "minutes",
+)
+CLAIMS = (
+    Claim(
+        "MaskBooster (AAAI 2023)",
+        "COCO, Mask R-CNN R50: 1 % of the masks 31.2 → 34.1 of 37.1, 49 % of the gap; 10 % 34.6 → 36.2, 64 %",
+        "sparse-",
+        "sparse-1",
+        "baseline",
+        "maskbooster",
+        ("gap",),
+    ),
+    Claim(
+        "Pointly-Supervised (CVPR 2022)",
+        "COCO, Mask R-CNN R50: 36.1 of 37.2 with ten points, 97 %",
+        "points-",
+        "points-10",
+        None,
+        "points",
+        ("of full",),
+    ),
+    Claim(
+        "PL-DC (preprint)",
+        "COCO, Mask2Former R50, 10 % of the images: 30.5 → 36.5, x 1.20",
+        "semi-",
+        "semi-10",
+        "baseline",
+        "pldc",
+        ("times", "of full"),
+    ),
+    Claim(
+        "PointWSSIS (CVPR 2023)",
+        "COCO test-dev, SOLOv2 R101: 10 % of the images 35.8 of 39.7, 90 %; 5 % 33.7, 85 %",
+        "weak-semi-",
+        "weak-semi-10",
+        "baseline",
+        "pointwssis",
+        ("times", "of full"),
+    ),
+    Claim(
+        "Better (pseudo-)labels (Porcher et al. 2024)",
+        "LVIS, EVA-02-L: rare classes 47.0 → 57.3, all 54.0 → 56.8; calibration error 0.22 → 0.07",
+        "longtail",
+        "longtail",
+        "baseline",
+        "better_labels",
+        (),
+    ),
+)
 
-What the tables do not say by themselves. In the sparse protocols every arm but `baseline` and `full` pastes copies of
-the objects that have masks, so `maskbooster` differs from `baseline` in that and in the strong view too; `ema_aug` is
-the row that differs in the method alone. Pasting does not help where all masks are there (`full` with
-`augment.copy_paste_probability=0.5`, first seed: 36.6 instead of 37.1). Arms with few masks have weaker boxes than
-`full` (`metrics.box_AP` of the rows): on `tune` at 10 %, with the same view and without any pseudo-mask, 34.3 instead
-of 45.5. With pasting, which puts more masks into a step, and pseudo-masks it is 42.5. So masks seem to teach features
-that boxes need.
-
-Pasting into every image and a ramp from 10 % to 25 % of the training were chosen on `tune` with one seed (rows with
-these overrides there), against pasting into half of the images and a ramp from 20 % to 50 %: 31.8 instead of 28.8 at
-0.4 %, 33.5 instead of 29.6 at 1 %, 35.6 instead of 32.4 at 10 %. Rows of commit 34a9d57 on `tune` have a blur of up
-to 2 px, others of 0.5 px.
-
-The parts at 0.4 %, first seed: strong view and EMA alone bring nothing (17.9 after 17.8), soft pseudo-masks 26.5,
-binary ones 31.0, and both 31.0: the published order, but for the last step, where ours is a tie.
-
-Why few masks weaken boxes: the mask loss is a mean over the few proposals whose object has a mask, so a step's one or
-two objects with masks are as loud as all boxes together. `model.mask_mean=positives` makes them as loud as among many:
-at 1 % on `tune`, without pasting and pseudo-masks, 21.2 mask and 39.9 box AP instead of 12.7 and 27.7. In MaskBooster,
-with pasting, pseudo-masks outweigh the true ones then: 30.3 and 43.0 instead of 33.5 and 42.1. The published mean is
-the default.
-
-Points. Ten per object make 92 % of full supervision in Mask R-CNN (three seeds; published on COCO: 97 %). The curve
-says why: with 1, 5, 10, 20 and 100 points the first seed reaches 20.8, 31.5, 34.7, 34.8 and 37.0, and 37.1 with masks.
-So nothing is lost in how points are learned from; ten say less about thin strokes, to a network that has never seen
-anything else, than they do on COCO (40,000 points here, 8 million there). AP50 with ten points is that of masks, AP75
-is what is missing: edges.
-
-PointRend and Implicit PointRend, three seeds: 33.5 and 33.6 with ten points, 40.6 and 41.0 with all masks. Finer masks
-gain four points from masks and nothing from ten points, which do not say where the edges are; and of the published lead
-of Implicit PointRend (1.2) 0.1 is left, less than what seeds differ by. Without sub-sampling its first seed reaches
-35.0 instead of 35.4.
-
-Half of the points at each step costs Mask R-CNN 3.4 AP (published: 0.1), 5 % wrong labels at random 0.6 (published:
-0.2), at the boundary 2.9 (published: 0.4), half of the points moved near the boundary 2.0; one seed each, so the second
-is within what seeds differ by. Self-training after ten points loses 2.5 (published: it gains 0.6): the first model's
-masks for a person's boxes overlap the true ones by 0.72 on average, and the second model learns from them instead of
-from points that are all right.
-
-PL-DC, `val`, semi-5, three seeds: 36.1, supervised with pasting 26.7, without 18.6, with all labels 36.5. That is 1.35
-times the baseline (published 1.27; our bar is 1.3), and nearly the whole gap. What does most is correction: without it
-29.1 (published: 0.8 less, here 7.0), with the thresholds that are best then. So it is pseudo-labels and a judge who has
-seen handwriting that is in no split; on data of your own, that is CLIP, or nobody: then they are worth two points.
-
-The other two parts bring nothing here (three seeds): without pixel weights 36.7, 0.6 more (published: 1.2 less), with
-one threshold for class and mask together instead of two 36.0, the same (published: 0.5 less). At thresholds of 0.7 and
-0.8, where PL-DC makes 34.9, both make 35.4, half a point more.
-
-On 10 % of the images it makes 38.8 of 34.8 (three seeds), which is 1.11 times and more than all labels make (36.5; with
-pasting 36.6, first seed); our bar of 1.2, 41.7, is beyond both at this length of training. On 2 % 25.8 of 9.7, 2.7
-times as much (our bar is 1.5). With twice the steps (first seed) both gain: 45.0 of 34.9, 1.29 times as much, and these
-thresholds are no better there: 45.1 at 0.7 and 0.8.
-
-Rows of commits before 9f351fd laid the teacher's masks a pixel too wide (below); at 0.7 and 0.8 PL-DC made 32.7 then,
-27.6 without correction and 31.0 without pixel weights, which were worth 1.8 then, perhaps as they doubt that very rim.
-
-On `nuclei`, 10 % of the images labelled (one seed, 1,000 steps, nobody corrects), it neither helps nor hurts: 40.6 of
-40.6 (AP50 74.1 and 74.6, AP75 41.7 and 41.2; all masks: 42.9). It was 34.0, AP75 26.5, until the teacher's masks were
-laid exactly where their boxes lie: pasted as torchvision pastes masks, boxes rounded outwards, they were about a pixel
-too wide, the student learned that, and its teacher passed it on. On `facades` it hurts: 6.8 of 8.3 (AP75 4.2 and 5.5;
-all masks: 9.9). After burn-in, 400 steps on 30 photographs, the teacher finds 24 objects an image that pass the
-thresholds, at the end 46 (27.6 are labelled), nearly all windows: most things with corners become one, and hardly any
-of the façades, cars and streets passes; a quarter of the pseudo-objects are right (the run's journal; the training
-warns of both). With thresholds per class (`method.filter=adaptive`) 26 an image, 45 % of them right, and 7.7.
-
-Mask2Former `tiny` from scratch does not learn classes from 50 images, so it has little to teach: supervised, on `tune`,
-lr 1e-3, 3.1 after 1,500 steps (2.4 with 5e-4); on `val` 2.3 after 4,000, and 2.5 with PL-DC. It finds masks (AR100 44),
-and knows the classes of its 50 images by heart (AP 53.5 on them, `leanmask evaluate RUN DATA --split train`); after
-burn-in no pseudo-object passes the thresholds, at the end 1.4 an image do (there are 4), 12 % of them right (the run's
-journal). So the rows with parts removed are left out: there is nothing to remove them from.
-
-How its settings were found: `tune`, semi-5, one seed, where supervised training makes 27.8 (21.7 without pasting).
-First with masks a pixel too wide: with burn-in for 20 % of the training and a judge that counts half at first
-(published), 17 of 17 settings lose, the best of them with 26.7: a network from scratch knows where objects are long
-before it knows what they are, and learns its own wrong classes. Burn-in for 40 % takes thresholds of 0.7 and 0.8 from
-24.4 to 29.9, a judge who decides alone at first to 26.8, both to 33.1 (its row, since measured again, stands in commit
-e7c5e49). Rows of those days name the thresholds that the arm had then among their settings.
-
-How far class and mask can be trusted, even after the best training of all (37.9, below; `semi_trust.json`): a fifth of
-the objects with a class probability of 0.5 to 0.6 have the right class, two fifths at 0.7 to 0.8, 88 % above 0.9. Of
-masks, mask quality says what class quality does not, as published: they overlap the truth by 0.11, 0.37 and 0.72 where
-mask quality is 0.5 to 0.6, 0.7 to 0.8 and above 0.9, by 0.62, 0.65 and 0.78 where class quality is.
-
-Then with masks laid exactly, where the setting of 33.1 (thresholds 0.7 for the class, 0.8 for the mask) makes 35.5. As
-the judge mends classes, the teacher need not be sure of them: 37.9 with thresholds of 0.5 and 0.7, on a plateau (0.5
-and 0.8: 37.2). Above it both cost, most of all 0.9 for the mask, which a network from scratch rarely reaches: 16 % of
-all it predicts, however unlikely (published, with 0.9 for the mask: class thresholds of 0.7, 0.8, 0.85 and 0.9 make
-21.1, 21.5, 21.6 and 20.1). Rows are the class's threshold, columns the mask's:
-
-THRESHOLD_GRID
-
-With 0.5 and 0.7, burn-in for 25 % makes 34.2, for 55 % 37.6. Weights of the unlabelled loss of 0.5, 1, 2 and 4: 36.2,
-37.9, 34.8 and 30.8 (published: 21.1, 21.6, 18.6 and 10.0). The teacher's average has to suit the training's length:
-without warm-up keep 0.9, 0.99, 0.999 and 0.9996 make 33.4, 36.9, 31.0 and 26.7, with a warm-up of 5, 10 and 40 36.9,
-37.9 and 34.6 (published, for tens of thousands of steps: 0.9, 0.99, 0.999 and 0.9996 make 20.0, 20.2, 21.0 and 21.6).
-Where nobody mends classes, lower thresholds cost: 31.3 with 0.7 and 0.8, 27.4 with 0.5 and 0.7; so without a judge the
-arms have the former.
-
-Guided distillation (one seed; 1,500 steps for the teacher, 1,500 for the student) makes 16.7 on `val`, less than its
-teacher (27.7, the run's journal): the teacher becomes a copy of the student after 15 % of the second training
-(published), which here are 225 steps from scratch. Frozen for 60 % of it: 31.7 on `tune`, without a judge; PL-DC
-without one makes 31.3 in half as many steps in all, supervised training 27.8.
-
-PointWSSIS, `val`, weak-semi-5, three seeds: 42.5, the same training on the strong images alone 32.3, which is 1.32
-times as much, and the student of rough masks 40.2, so refinement is worth 2.4. With all masks SOLOv2 reaches 39.4
-without pasting and 42.2 with it (first seed, `full` with `augment.copy_paste_probability=1.0`): so masks on 5 % of the
-images and a point on every other object make what all masks make (published on COCO: 85 % of it; our bar is 88 %).
-Pseudo-masks overlap the truth by 0.74, refined ones by 0.80, at every size: 0.65 and 0.74 of the smallest third of the
-objects, 0.80 and 0.85 of the largest. On 2 and 10 % of the images (first seed) 15.6 becomes 40.9 and 40.1 becomes 44.5
-(with rough masks 39.2 and 41.4); refined masks overlap the truth by 0.77 and 0.81, rough ones by 0.72 and 0.75.
-Refinement helps everywhere, but most with many masks to learn it from (1.7, 2.4 and 3.1 points at 2, 5 and 10 %;
-published: most with the fewest). The fewer masks there are, the more the points are worth: with 20 labelled images they
-are nearly everything. Pasting is worth 9 to the strong images alone (23.4 and 32.3). Going on online, where the network
-learns from points and its own masks instead of refined ones, is not worth it: 40.7, and about two points less in each
-of the five runs.
-
-Where the points are, weak-semi-5, first seed: with a tenth of them beside their objects (`split.point_displaced=0.1`)
-41.4, pseudo-masks overlap the truth by 0.70, refined ones by 0.76. At random pixels of the objects
-(`split.point_at=random method.point_at=random`) 42.4, 0.69 and 0.75. Asked at the points' own cells alone, as
-published, that was 40.4, 0.57 and 0.68 (row and code of commit b6ec348): SOLOv2 learns masks at centres, so the cell
-under a click on an object's rim knows little of it; now likely cells elsewhere are asked too, whose mask holds the
-point. Both runs have one teacher, which on their machine reached 32.6 where the table's has 31.5.
-
-On `nuclei` at weak-semi-5 (26 images with masks, 498 with points, up to 369 objects on an image; from scratch, one
-seed, 1,000 steps) PointWSSIS makes 28.3 of 23.0; pseudo-masks overlap the truth by 0.54, refined ones by 0.69, of the
-smallest third of the objects 0.38 and 0.56. All masks make 17.9 without pasting, 29.0 with it. On `facades` at
-weak-semi-10 (30 and 266 photographs, eight classes) it does not help: 7.9 becomes 7.5 (AP50 17.8 and 18.2, AP75 7.0 and
-3.6), without pasting 8.5 becomes 7.7 (AP75 8.2 and 6.3); all masks make 9.6, with pasting 8.1. So there is a point to
-gain, and thirty photographs teach a network from scratch windows and facades alone: pseudo-masks overlap the truth by
-0.46, refined ones by 0.55.
-
-Long tail, `val`, first seed. Repeat-factor sampling takes supervised APr from 8.1 to 21.4 and AP from 27.9 to 33.6;
-every row has it. The published method does not help here. Smoothed labels: uniformly 31.2 and 18.6, by similarity 30.6
-and 17.6, by frequency too 31.2 and 18.0, but ECE 3.8 after 5.8. Their student with one-hot targets 30.5 and 17.0, with
-soft ones 30.6 and 16.5, with calibrated ones 30.9 and 17.2, ECE 8.2, 5.8 and 9.6 (published: all of it together 10.3
-more APr, and a third of the ECE, with a backbone that knew the rare classes). Why: a network that has learned from such
-labels calls most rare digits by the name of a frequent one and is sure of it; calibration is measured on images with
-the same tail, where that is right. Of the supervised network's classes with a probability of 0.5 and more, 46 of 100
-are right on `tune`; 81 when the labels' frequencies are taken out of them (`longtail_prior.json`). With that in the
-student's targets and a teacher whose labels are not smoothed (`adjusted`, ours: `logit_adjustment=0.75`,
-`smoothing=none`, both chosen on `tune`): 37.4 and 29.6, ECE 4.8.
-
-Three seeds, supervised and `adjusted`: AP 32.0 and 35.6, APr 17.2 and 23.4, ECE 6.0 and 4.6. The first and the third
-gain 8 and 10 APr; the second, whose rare images teach little (8.4 supervised), gains 1. So it beats supervised training
-with repeat-factor sampling by 6 APr on average, one without by more than 20 (first seed; published over supervised:
-10.3), and the ECE is a quarter lower, not a third of what it was. The published method, three seeds: 29.9, 13.1 and
-8.9.
-
-With labels on a fifth of the images (`leanmask split TAIL tail-20 --protocol semi-20`, then `leanmask bench longtail
---arms similarity --data tail-20`) the smoothed teacher reaches 25.1 and 7.5, on a twentieth 14.7 and 0.8, with all 30.6
-and 17.6.
-
-Images that `retrieve` finds for the rare digits with a run's own network, which compares objects that it finds with the
-labelled ones, show them in 67 to 73, 58 to 66 and 53 to 58 of 100 cases (4, 16 and 64 neighbours; three runs), random
-ones in 34 (`retrieval_precision.json`). As unlabelled images of `adjusted`, after the same teacher (first seed), the
-803 found ones make AP 37.3 and APr 28.7, 803 random ones 37.0 and 28.6, all 2,000 37.4 and 29.6: where a third of all
-images show the class that is sought, finding more of them brings nothing.
-
-On `facades` (`leanmask split FACADES facades-20 --protocol semi-20`, 59 labelled and 237 unlabelled photographs, from
-scratch, one seed) supervised training, `better_labels` and `adjusted` reach 10.1, 10.1 and 10.0, ECE 10.3, 6.1 and 5.4.
-Windows and facades make that AP in all three; nobody learns the rare classes from so little, so there is nothing to
-teach a student.
-"""
-
+# Measurements of `leanmask bench speed` that the page shows: their name, what each is compared with, the key of the
+# ratio, and whether the rows have it the other way round.
+SPEED = {
+    "training step": ("training step, Mask R-CNN R50, 256 px, two images", "torchvision's own loop", "ratio", False),
+    "inference": ("inference, the same model and images", "torchvision", "ratio", False),
+    "default_step": ("what is not network in a step of the default size", "the whole step", "not_network", False),
+    "maskbooster_step": ("MaskBooster's step", "a supervised step", "ratio", False),
+    "semi_step": ("PL-DC's step, an unlabelled image for each labelled one", "the labelled ones alone", "ratio", False),
+    "data_share": ("waiting for data, two workers", "the whole step", "share", False),
+    "target_memory": ("memory of the targets, 300 objects at 1,024 px", "dense masks", "ratio", False),
+    "coco_evaluation": ("COCO evaluation, equal to 1e-6", "pycocotools", "ratio", True),
+}
 
 ARM_NAMES = {
     "baseline": "the labels alone",
     "points": "the labels alone",
-    "points_subsampled": "half of the points each step",
     "full": "the labels alone",
     "maskbooster": "MaskBooster",
     "self_training": "self-training",
     "pointwssis": "PointWSSIS",
-    "pldc": "PL-DC, with a judge",
+    "pldc": "PL-DC",
 }
 
 # Labels of whole images, which `budget` does not price: a share of the images has masks, so about that share of the
@@ -402,34 +397,40 @@ BY_IMAGES = tuple(
     for percent in (2, 5, 10)
 )
 
-# Curves of the chart: what they are called, the protocols' kinds and the arm.
-CURVES = (
-    ("masks for some of the boxes", "sparse-", "baseline"),
-    ("the same with MaskBooster", "sparse-", "maskbooster"),
-    ("classified points in the boxes", "points-", "points"),
-)
-TICKS_HOURS = (8, 10, 15, 20, 30, 50, 90)
+TICKS_HOURS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+BOUNDS = ("semi-5", "full")  # the cheapest and the dearest protocol of the chart
+
+# What the chart shows: the protocols' kind and the arms.
+KINDS = {
+    "masks on some objects": ("sparse-", ("baseline",)),
+    "the same, MaskBooster": ("sparse-", ("maskbooster",)),
+    "points on all": ("points-", ("points",)),
+    "masks on some images": ("semi-", ("baseline",)),
+    "the same, PL-DC": ("semi-", ("pldc",)),
+    "and points, PointWSSIS": ("weak-semi-", ("pointwssis",)),
+    "all masks": ("full", ("full",)),
+}
 
 LABELS_INTRO = """
 # Which labels to buy
 
-Generated by `python docs/generate.py` from the rows in `benchmarks/results/`, means over seeds, of which
-[results.md](results.md) has the tables, and the prices that [budget.md](budget.md) explains: 79.2 s a mask, 7 s a box,
-0.9 s a classified point, for objects that somebody has found and named already. `leanmask budget` prices your own data.
+Generated by `python docs/generate.py` from the rows in `benchmarks/results/` ([results.md](results.md) puts them beside
+what is published) and the prices that [budget.md](budget.md) explains: 79.2 s a mask, 7 s a box, 0.9 s a classified
+point, for objects that somebody has found and named already. `leanmask budget` prices your own data.
 
-![mask AP over hours of labelling, for masks, masks with MaskBooster, and classified points](images/which-labels.svg)
+![mask AP over hours of labelling, for each kind of label, on each data set](images/which-labels.svg)
 """
 
 LABELS_ADVICE = """
-How to read it: rows are in the order of what their labels cost. All models are small ones, trained from scratch on the
-embedded benchmark's handwritten digits, so look at the shares of full supervision, not at the AP. Two runs of one
-setting with other seeds differ by one to three points, so differences below that say nothing.
+How to read it: rows are in the order of what their labels cost. All models are small ones on ImageNet's features,
+trained for a few minutes, so look at the shares of what all masks make, not at the AP. Two trainings that differ in
+the seed alone can be points apart, most of all on `animals` (84 objects in `val`): differences that are not clearly
+larger than the deviations say nothing.
 
+`sparse-R`: R % of the objects have a mask, the others a box. `points-N`: N classified points and a box on every object.
 `semi-P`: P % of the images have all masks, the others are unlabelled, and nobody has looked for objects there, which
 the other rows take for done. `weak-semi-P`: there every object has one point and its class, of which "the labels alone"
-makes no use. The judge of PL-DC is a classifier that has seen handwriting beyond the data set; without it PL-DC adds
-two points on 5 % of the images, with it nine. SOLOv2's row of all masks does not paste, those of few masks do, so some
-of them make more than all of it; with pasting all masks make 42.2 ([results.md](results.md)).
+makes no use. Rows of few masks paste copies of objects into other images, those of all masks do not.
 """
 
 

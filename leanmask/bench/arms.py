@@ -47,7 +47,7 @@ PLAN_MINUTES, SOLOV2_MINUTES = 2.5, 5.0
 # step of eight images sees three of them. With so few, boxes and masks fall behind together: on `tune` at sparse-10,
 # mask and box AP are 26.7 and 34.9 without pasting, 32.4 and 40.1 with half of the images pasted into, 34.3 and 42.5
 # with all (from-scratch/tune-sparse-10.json); at semi-5, mask AP 21.7 without and 27.8 with it, for SOLOv2 25.7
-# and 33.1 (tune-semi-5.json, tune-weak-semi-5.json). Where all masks are there it does not help (full.json).
+# and 33.1 (tune-semi-5.json, tune-weak-semi-5.json there). Where all masks are there it did not help. All from scratch.
 PASTED_UP_TO_PERCENT = 10.0
 COPY_PASTE = {"augment": {"copy_paste_probability": 1.0}}
 UNPASTED = "unpasted"
@@ -98,10 +98,10 @@ POINTS: dict[str, Arm] = {
 JUDGE = "python:leanmask.bench.handwriting:handwriting_judge"
 
 
-# Chosen on `tune` at 5 % (tune-semi-5.json). A network from scratch learns where objects are long before what they are,
-# so pseudo-labels start late, and at first the judge alone says what they are. As the judge mends classes, the teacher
-# need not be sure of them: mask AP 37.9, 35.5 with the thresholds of UNJUDGED. Without a judge it is the other way
-# round: 27.4 and 31.3. Without pseudo-labels: 27.8.
+# Chosen on `tune` of digits at 5 % (from-scratch/tune-semi-5.json). Networks from scratch learn where objects are long
+# before what they are, so pseudo-labels start late, and at first the judge alone says what they are. As the judge mends
+# classes, the teacher need not be sure of them: mask AP 37.9, 35.5 with the thresholds of UNJUDGED. Without a judge it
+# is the other way round: 27.4 and 31.3. Without pseudo-labels: 27.8.
 _TUNED = {"burn_in_fraction": 0.4, "judge": JUDGE, "judge_share": 1.0, "class_quality": 0.5, "mask_quality": 0.7}
 UNJUDGED = {"judge": None, "class_quality": 0.7, "mask_quality": 0.8}
 
@@ -138,15 +138,16 @@ WEAK_SEMI: dict[str, Arm] = {
 # longtail: digits whose classes have a long tail, with unlabelled images; measured by LVIS's protocol. Repeat-factor
 # sampling in every arm, as on LVIS: its threshold of 0.001 is ten times the share of the images that a rare class is
 # on, which is 0.1 here. On `tune`, supervised, it takes APr from 7.9 to 22.0 and AP from 28.0 to 33.9; pasting beside
-# it brings nothing, 18.9 and 33.6 (tune-longtail.json).
+# it brings nothing, 18.9 and 33.6 (from-scratch/tune-longtail.json).
 LONGTAIL_PROTOCOL = "longtail"
 _LVIS = {"evaluation": {"protocol": "lvis", "calibration": True}, "data": {"repeat_threshold": 0.1}}
 
 
-# On `tune` the published student falls behind supervised training (AP 31.3 and APr 17.9, 33.9 and 22.0): it learns that
-# rare digits are the frequent ones they look like, of which its teacher is sure. Without the labels' frequencies in its
-# targets (how far was read off longtail_prior.json) it reaches 35.5 and 26.4, and 37.2 and 29.2 where the teacher's
-# labels are not smoothed. They are the frequencies of a teacher that saw nothing else, so it stays as it is till late.
+# On `tune`, from scratch, the published student falls behind supervised training (AP 31.3 and APr 17.9, 33.9 and 22.0):
+# it learns that rare digits are the frequent ones they look like, of which its teacher is sure. Without the labels'
+# frequencies in its targets (how far was read off from-scratch/longtail_prior.json) it reaches 35.5 and 26.4, and 37.2
+# and 29.2 where the teacher's labels are not smoothed. They are the frequencies of a teacher that saw nothing else, so
+# it stays as it is till late.
 def _better(**settings: Any) -> Arm:
     return Arm(merge({"method": {"name": "better_labels", "frozen_fraction": 0.9, **settings}}, _LVIS))
 

@@ -48,7 +48,7 @@ from leanmask.suggestions import SuggestOptions, suggest
 
 START = "sparse-1"
 POINTS = 10
-# Few masks among many points and boxes: see `model.mask_mean` (benchmarks/results/tune-sparse-1.json).
+# Few masks among many points and boxes: see `model.mask_mean` (benchmarks/results/from-scratch/tune-sparse-1.json).
 ARM = Arm({"method": {"name": "supervised"}, "model": {"mask_mean": "positives"}})
 Purchase = tuple[int, str]  # annotation id, and "points" or "mask"
 

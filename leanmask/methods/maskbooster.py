@@ -11,11 +11,11 @@ Every part is a setting, which makes the ablation table: `binary_weight=0`, `sof
 
 Where the paper is silent. Strong view: photometric only, since proposals must align. Temperature 1, with Hinton's
 factor T^2. The divergence is summed over classes and averaged over cells and proposals; with that mean lambda_s is 1
-(on `tune` at 0.4 %, one seed: 1, 0.25 and 0 gave 28.8, 28.4 and 29.8 AP, closer together than two seeds).
-The ramp begins after a tenth of the training (`start_fraction`): a teacher that has hardly seen a mask teaches noise,
-and the paper's own short ramps collapse where masks are rarest. But masks teach the backbone shapes, which boxes profit
-from too, so waiting costs: from a tenth to a quarter of the training instead of from a fifth to a half gave 35.6
-instead of 34.3 AP on `tune` at 10 % (one seed, every image pasted into).
+(on `tune` of digits at 0.4 %, from scratch, one seed: 1, 0.25 and 0 gave 28.8, 28.4 and 29.8 AP, closer together than
+two seeds). The ramp begins after a tenth of the training (`start_fraction`): a teacher that has hardly seen a mask
+teaches noise, and the paper's own short ramps collapse where masks are rarest. But masks teach the backbone shapes,
+which boxes profit from too, so waiting costs: from a tenth to a quarter of the training instead of from a fifth to a
+half gave 35.6 instead of 34.3 AP there at 10 % (every image pasted into).
 
 Beyond the paper, both for classes with so few masks that their own channel is unreliable, and both switched off by a
 setting. `box_agreement`: a pseudo-mask counts as much as its tight box agrees with the given one, so a mask that
