@@ -16,7 +16,7 @@ from leanmask.reports.tables import Table
 
 PROTOCOL = "sparse-0.4"  # 16 masks among 4,000 boxes
 ARMS = ("baseline", "maskbooster")
-STEPS, QUICK_STEPS = 600, 40
+STEPS, QUICK_STEPS = 250, 40
 # Half of the benchmark's validation images, the same ones: two cores have eight minutes, installing included.
 DIGITS, QUICK_DIGITS = DigitsSpec(tune=1, val=250), DigitsSpec(train=300, tune=1, val=60)
 
