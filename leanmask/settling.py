@@ -14,6 +14,7 @@ from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.devices import channels_last, settle_precision, training_device, use_cpu
 from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.methods import METHODS
 from leanmask.models.spec import is_depthwise
 from leanmask.settings import RunConfig, resolve
 
@@ -38,6 +39,9 @@ def settle(config: RunConfig, *, begun: bool = False) -> tuple[RunConfig, tuple[
     notes += [note] if note else []
     if config.train.channels_last == "auto":
         train["channels_last"] = channels_last(train["precision"], device)
+    name: str = config.method.name  # type: ignore[attr-defined]
+    if config.train.unlabelled_batch_size is None and name in METHODS and METHODS[name].uses_unlabelled:
+        train["unlabelled_batch_size"] = config.train.batch_size
     if config.train.epochs is not None and not begun:
         train["steps"], sentence = _steps_of_epochs(config, config.train.epochs)
         if "steps" not in config.train.model_fields_set:  # else whoever worked them out, a plan, has said so

@@ -352,7 +352,7 @@ def test_classes_that_nothing_is_kept_of_are_told() -> None:
     ("settings", "lower"),
     [
         ({}, "lower method.class_quality or method.mask_quality"),
-        ({"filter": "coupled"}, r"lower method.coupled_quality \(now the product"),
+        ({"filter": "coupled"}, "lower method.coupled_quality$"),
         ({"filter": "coupled", "coupled_quality": 0.9}, "lower method.coupled_quality$"),
     ],
 )

@@ -14,6 +14,8 @@ from leanmask.labels.correct import CategoryJudge
 
 FORMS = "clip:MODEL, open_clip:MODEL/WEIGHTS or python:module:function"
 
+USUAL_LOOK: dict[str, Look] = {"clip": "boxes", "open_clip": "masks"}  # what suits the library's networks
+
 
 @dataclass(frozen=True)
 class JudgeOptions:
@@ -42,11 +44,11 @@ def load_judge(name: str, class_names: Sequence[str], options: JudgeOptions = Ju
 
 
 def _clip(rest: str, class_names: Sequence[str], options: JudgeOptions) -> CategoryJudge:
-    return clip_judge(rest, class_names, _file(options), options.look or "boxes")
+    return clip_judge(rest, class_names, _file(options), options.look or USUAL_LOOK["clip"])
 
 
 def _open_clip(rest: str, class_names: Sequence[str], options: JudgeOptions) -> CategoryJudge:
-    return open_clip_judge(rest, class_names, _file(options), options.look or "masks")
+    return open_clip_judge(rest, class_names, _file(options), options.look or USUAL_LOOK["open_clip"])
 
 
 def _file(options: JudgeOptions) -> Path | None:

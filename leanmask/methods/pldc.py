@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from leanmask.labels.correct import CategoryJudge, corrected, fuse
-from leanmask.labels.judges import JudgeOptions, load_judge
+from leanmask.labels.judges import USUAL_LOOK, JudgeOptions, load_judge
 from leanmask.labels.pseudo import binary, to_crops
 from leanmask.labels.rates import ClassRates, NothingKept
 from leanmask.labels.select import (
@@ -97,6 +97,22 @@ class PLDCConfig(EmaConfig):
         3.0, gt=0, description="pseudo-objects per image, in labelled rates, above which their weight falls; ours"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, given: Any) -> Any:
+        """Only `filter=coupled` and a judge that looks have these two settings; there null gets its value."""
+        if not isinstance(given, dict):
+            return given
+        settings = {key: field.default for key, field in cls.model_fields.items()} | given
+        two = [settings[key] for key in ("class_quality", "mask_quality")]
+        numbers = all(isinstance(each, int | float) for each in two)  # else the fields say what is wrong
+        if settings["filter"] == "coupled" and settings["coupled_quality"] is None and numbers:
+            settings["coupled_quality"] = two[0] * two[1]
+        kind = str(settings["judge"] or "").partition(":")[0]
+        if settings["judge_look"] is None and kind in USUAL_LOOK:
+            settings["judge_look"] = USUAL_LOOK[kind]
+        return settings
+
 
 class PLDC(Method):
     """Semi-supervised training with an EMA teacher whose pseudo-labels are filtered, corrected and doubted apart."""
@@ -145,16 +161,11 @@ class PLDC(Method):
     @property
     def thresholds(self) -> str:
         """The settings that decide what is kept, for a sentence."""
-        if self.config.filter == "coupled" and self.config.coupled_quality is not None:
-            return "method.coupled_quality"
-        what = "method.class_quality or method.mask_quality"
-        return f"method.coupled_quality (now the product of {what})" if self.config.filter == "coupled" else what
-
-    @property
-    def least_product(self) -> float:
-        """Of class and mask quality, for filter=coupled."""
-        own = self.config.coupled_quality
-        return self.config.class_quality * self.config.mask_quality if own is None else own
+        return (
+            "method.coupled_quality"
+            if self.config.filter == "coupled"
+            else "method.class_quality or method.mask_quality"
+        )
 
     @torch.no_grad()
     def pseudo_targets(self, teacher: Model, views: Views, step: int) -> tuple[list[Target], dict[str, Tensor | float]]:
@@ -186,7 +197,8 @@ class PLDC(Method):
         where nothing is.
         """
         found = class_quality(instances)
-        least = self.least_product if self.config.filter == "coupled" else float(self.fixed.class_quality)
+        product = self.config.coupled_quality  # a number where filter=coupled
+        least = float(self.fixed.class_quality) if self.config.filter != "coupled" or product is None else product
         return (found >= min(self.config.doubtful, least)) | surest(found)
 
     def soft_classes(self, instances: Instances) -> Tensor | None:
@@ -196,7 +208,8 @@ class PLDC(Method):
     def keeps(self, instances: Instances, quality: Qualities) -> Tensor:
         """(N,) bool: trusted enough to be an object (DDTF)."""
         if self.config.filter == "coupled":
-            return coupled(quality, self.least_product, self.config.area_px)
+            assert self.config.coupled_quality is not None, "the configuration is resolved"
+            return coupled(quality, self.config.coupled_quality, self.config.area_px)
         thresholds = self.fixed
         if self.adaptive is not None:
             thresholds = self.adaptive.thresholds(instances.categories, self.config.area_px)
