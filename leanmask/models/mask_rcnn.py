@@ -75,12 +75,16 @@ class MaskHeads(RoIHeads):
             return {"loss_mask": mask_loss(predictions, targets, grid)}, predictions
         cells = self._cells(features, positives.boxes, positives.image_index)
         masked = of_object([has_mask(target) for target in targets], positives.image_index, positives.object_index)
-        known, unknown = torch.nonzero(masked)[:, 0], torch.nonzero(~masked)[:, 0]
-        channels = positives.categories[known] + 1
-        learning = upsampled_logits(self.mask_predictor, cells[known], channels).float()
-        every = upsampled_logits(self.mask_predictor, cells[unknown])[:, 1:].float()
-        predictions = positives[unknown].predictions(every)
-        own = torch.cat([learning[:, 0], predictions.of_category()])[torch.cat([known, unknown]).argsort()]
+        if bool(masked.all()):  # no rows to pick, which are copies
+            own = upsampled_logits(self.mask_predictor, cells, positives.categories + 1)[:, 0].float()
+            nothing = features[0].new_zeros(0, self.mask_predictor.mask_fcn_logits.out_channels - 1, *own.shape[1:])
+            predictions = positives[~masked].predictions(nothing.float())
+        else:
+            known, unknown = torch.nonzero(masked)[:, 0], torch.nonzero(~masked)[:, 0]
+            learning = upsampled_logits(self.mask_predictor, cells[known], positives.categories[known] + 1).float()
+            every = upsampled_logits(self.mask_predictor, cells[unknown])[:, 1:].float()
+            predictions = positives[unknown].predictions(every)
+            own = torch.cat([learning[:, 0], predictions.of_category()])[torch.cat([known, unknown]).argsort()]
         return {"loss_mask": mask_loss(positives.predictions(own[:, None]), targets, grid)}, predictions
 
     def teaching_masks(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
