@@ -19,6 +19,7 @@ from leanmask.config import merge
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.devices import machine
 from leanmask.engine.distributed import start_processes
+from leanmask.models import mask_rcnn
 from leanmask.session import Session
 from leanmask.settings import resolve
 from leanmask.settling import settle
@@ -116,17 +117,21 @@ def _watched(session: Session, clock: Clock) -> Iterator[None]:
         ("matching and sampling", student, "choose"),
         ("box head", heads, "classify"),
         ("box losses", student, "stage_losses"),
-        ("mask head", heads, "teaching_masks"),
+        ("mask head", heads, "_cells"),
         ("mask targets and losses", heads, "mask_losses"),
         ("average of the teacher", session.teacher, "follow"),
     ):
         setattr(owner, method, clock.timed(name, getattr(owner, method)))
-    classes = ((torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimiser"))
-    kept = [getattr(owner, method) for owner, method, _ in classes]
-    for (owner, method, name), work in zip(classes, kept, strict=True):
+    shared: tuple[tuple[Any, str, str], ...] = (
+        (torch.Tensor, "backward", "backward"),
+        (torch.optim.AdamW, "step", "optimiser"),
+        (mask_rcnn, "upsampled_logits", "mask head"),
+    )
+    kept = [getattr(owner, method) for owner, method, _ in shared]
+    for (owner, method, name), work in zip(shared, kept, strict=True):
         setattr(owner, method, clock.timed(name, work))
     try:
         yield
     finally:
-        for (owner, method, _), work in zip(classes, kept, strict=True):
+        for (owner, method, _), work in zip(shared, kept, strict=True):
             setattr(owner, method, work)
