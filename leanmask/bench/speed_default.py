@@ -65,20 +65,19 @@ def default_step_profile(steps: int = 20, model: Mapping[str, Any] | None = None
         batches = list(itertools.islice(session.loader.iterate(0), 2))
         session.loader.iterate = lambda start_step: itertools.cycle(batches)  # type: ignore[method-assign]
         session.evaluate = lambda step: {}  # type: ignore[method-assign]
-        clock, before = Clock(), dict[str, float]()
-        moments: list[float] = []
+        clock, after = Clock(), list[dict[str, float]]()
+        moments: dict[int, float] = {}  # when each step was first said to be done
 
         def at_step(step: int, total: int, note: str) -> None:
-            if step == WARM_UP_TURNS:
-                before.update(clock.seconds)
-            if step >= WARM_UP_TURNS:
-                moments.append(time.process_time())
+            if step >= WARM_UP_TURNS and step not in moments:
+                moments[step] = time.process_time()
+                after.append(dict(clock.seconds))
 
         with _watched(session, clock):
             session.run(resume=False, on_progress=at_step)
     count = len(moments) - 1
-    whole = (moments[-1] - moments[0]) / count
-    spent = {name: (clock.seconds[name] - before.get(name, 0.0)) / count for name in clock.seconds}
+    whole = (max(moments.values()) - min(moments.values())) / count
+    spent = {name: (seconds - after[0].get(name, 0.0)) / count for name, seconds in after[-1].items()}
     network = sum(spent.get(name, 0.0) for name in NETWORK)
     spent["rest"] = whole - sum(spent.values())
     config = session.config
