@@ -37,7 +37,7 @@ def settle(config: RunConfig, *, begun: bool = False) -> tuple[RunConfig, tuple[
     train["precision"], note = settle_precision(config.train.precision, device, depthwise)
     notes += [note] if note else []
     if config.train.channels_last == "auto":
-        train["channels_last"] = channels_last(train["precision"], device)
+        train["channels_last"] = channels_last(train["precision"], device, depthwise)
     if config.train.epochs is not None and not begun:
         train["steps"], sentence = _steps_of_epochs(config, config.train.epochs)
         if "steps" not in config.train.model_fields_set:  # else whoever worked them out, a plan, has said so
