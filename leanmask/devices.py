@@ -158,24 +158,27 @@ def inference_precision(trained: str, device: torch.device, depthwise: bool = Fa
     return "bf16" if trained == "bf16" and bf16_pays(capability(device), depthwise) else "fp32"
 
 
-def channels_last(precision: str, device: torch.device) -> bool:
-    """Whether images and maps are kept with channels last in memory: where it is measured to be faster.
+def channels_last(precision: str, device: torch.device, depthwise: bool = False) -> bool:
+    """Whether images and maps are kept with channels last in memory: where it is measured to be faster. depthwise: as
+    for `bf16_pays`.
 
-    Mask R-CNN on one CPU thread, CPU seconds with channels last over those without, medians of five turns, AMD EPYC
-    (Zen 4); AVX2 is the same processor with ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2:
+    Mask R-CNN on one CPU thread, CPU seconds with channels last over those without, medians of three to five turns, AMD
+    EPYC (Zen 4); AVX2 is the same processor with ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2:
 
                                          training  inference
         lite0, 192 px, 8   AVX2, fp32      0.98      0.95
                            AVX512, fp32    0.87      0.82
                            AVX512, bf16    1.05      0.94
-        resnet50, 256 px, 2   AVX2, fp32   1.03      0.97
+        resnet50, 256 px, 2   AVX2, fp32   1.03      0.99
                            AVX512, fp32    1.00      0.92
                            AVX512, bf16    0.93      0.95
 
-    So it pays on CPUs in either precision. On GPUs it is for the tensor cores, which bf16 uses (NVIDIA's guide to
-    convolutional layers); fp32 there keeps torch's usual order.
+    So it pays on CPUs, but for full convolutions in fp32 with AVX2. On GPUs it is for the tensor cores, which bf16 uses
+    (NVIDIA's guide to convolutional layers); fp32 there keeps torch's usual order.
     """
-    return device.type == "cpu" or precision == "bf16"
+    if device.type != "cpu" or precision == "bf16":
+        return precision == "bf16"
+    return depthwise or capability(device).level != "AVX2"
 
 
 def emulation_cost(device: torch.device) -> float:

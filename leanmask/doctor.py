@@ -180,15 +180,17 @@ def _try(name: str) -> Trial:
         steps = dict.fromkeys(PRECISIONS, str(error).splitlines()[0])
     else:
         model.train()
-        steps["fp32"] = _step_seconds(model, device, "fp32")
-        steps["bf16"] = _step_seconds(model, device, "bf16") if here.takes_bf16 else f"{here.name} does not compute it"
+        steps["fp32"] = _step_seconds(model, device, "fp32", depthwise)
+        steps["bf16"] = (
+            _step_seconds(model, device, "bf16", depthwise) if here.takes_bf16 else f"{here.name} does not compute it"
+        )
     return Trial(here, chosen, steps)
 
 
-def _step_seconds(model: Model, device: torch.device, precision: str) -> float | str:
+def _step_seconds(model: Model, device: torch.device, precision: str, depthwise: bool) -> float | str:
     """Seconds of a forward and backward pass, the best of a few, or what went wrong."""
     images = torch.rand(BATCH, 3, SIZE_PX, SIZE_PX, device=device)
-    if channels_last(precision, device):
+    if channels_last(precision, device, depthwise):
         images = images.contiguous(memory_format=torch.channels_last)
         model.to(memory_format=torch.channels_last)
     targets = [_square().to(device)] * BATCH

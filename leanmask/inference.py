@@ -46,8 +46,12 @@ class Loaded:
     @property
     def precision(self) -> Precision:
         """In which it is used here: the run's bf16 only where the device computes it natively, else fp32."""
-        backbone: str = self.config.model.backbone  # type: ignore[attr-defined]
-        return inference_precision(self.config.train.precision, self.device, is_depthwise(backbone))
+        return inference_precision(self.config.train.precision, self.device, self.depthwise)
+
+    @property
+    def depthwise(self) -> bool:
+        """As for `devices.bf16_pays`."""
+        return is_depthwise(self.config.model.backbone)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def load(run: str | Path, device: str | None = None) -> Loaded:
     fit_weights(model, weights, path)
     model = model.to(chosen).eval()
     loaded = Loaded(model, classes, config, chosen)
-    if channels_last(loaded.precision, chosen):
+    if channels_last(loaded.precision, chosen, loaded.depthwise):
         model.to(memory_format=torch.channels_last)
     return loaded
 

@@ -38,7 +38,7 @@ def settle(config: RunConfig, *, begun: bool = False) -> tuple[RunConfig, tuple[
     train["precision"], note = settle_precision(config.train.precision, device, depthwise)
     notes += [note] if note else []
     if config.train.channels_last == "auto":
-        train["channels_last"] = channels_last(train["precision"], device)
+        train["channels_last"] = channels_last(train["precision"], device, depthwise)
     name: str = config.method.name  # type: ignore[attr-defined]
     if config.train.unlabelled_batch_size is None and name in METHODS and METHODS[name].uses_unlabelled:
         train["unlabelled_batch_size"] = config.train.batch_size

@@ -249,8 +249,16 @@ def test_rows_say_what_they_were_measured_on(on: Callable[[Capability], None]) -
     ("device", "precision", "last"),
     [("cpu", "fp32", True), ("cpu", "bf16", True), ("cuda", "bf16", True), ("cuda", "fp32", False)],
 )
-def test_channels_are_last_where_that_is_faster(device: str, precision: str, last: bool) -> None:
+def test_channels_are_last_where_that_is_faster(
+    on: Callable[[Capability], None], device: str, precision: str, last: bool
+) -> None:
+    on(NATIVE)
     assert channels_last(precision, torch.device(device)) == last
+
+
+def test_full_convolutions_with_avx2_keep_the_usual_order(on: Callable[[Capability], None]) -> None:
+    on(AVX2)
+    assert [channels_last("fp32", CPU, depthwise) for depthwise in (False, True)] == [False, True]
 
 
 VERDICTS: dict[str, tuple[Capability, str, dict[str, float | str], list[str]]] = {

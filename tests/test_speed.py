@@ -7,12 +7,15 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import torch
 
+from leanmask.bench.speed_default import NETWORK, Clock, default_step_profile
 from leanmask.bench.speed_longtail import soft_losses_speed
-from leanmask.bench.speed_model import SpeedSettings
+from leanmask.bench.speed_model import SpeedSettings, inference_speed, training_speed
 from leanmask.bench.speed_semi import pseudo_speed, semi_speed
 from leanmask.bench.speed_solov2 import refiner_speed
 from leanmask.bench.turns import in_turns, medians
+from leanmask.devices import capability
 
 
 def test_work_takes_turns_and_only_the_turns_after_the_warm_up_count() -> None:
@@ -55,3 +58,35 @@ def test_pseudo_is_measured_on_all_images() -> None:
     assert found["images"] == 8
     assert found["share"] == pytest.approx(found["network_seconds"] / found["pseudo_seconds"])
     assert found["sparing_share"] == pytest.approx(found["sparing_network_seconds"] / found["pseudo_seconds"])
+
+
+def test_torchvision_is_met_in_its_fastest_precision() -> None:
+    """Ratios are of processor seconds; bf16 is tried where it is native alone."""
+    settings = SpeedSettings(size_px=64, batch=1, objects=2, repetitions=1, warmup=0)
+    native = capability(torch.device("cpu")).native_bf16
+    theirs = {"torchvision_fp32", "torchvision_bf16"} if native else {"torchvision_fp32"}
+    for found in (training_speed(settings), inference_speed(settings)):
+        seconds = {name: found[f"{name}_cpu_seconds"] for name in (*theirs, "leanmask")}
+        best = min(theirs, key=lambda name: seconds[name])
+        assert found["anchor"] == best
+        assert found["ratio"] == pytest.approx(seconds["leanmask"] / seconds[best])
+        assert found["machine"]["precision"] == ("bf16" if native else "fp32")
+    assert set(found["detections"]) == {*theirs, "leanmask"}
+
+
+def test_the_clock_counts_no_second_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 2.0, 5.0, 9.0])
+    monkeypatch.setattr("leanmask.bench.speed_default.time.process_time", lambda: next(now))
+    clock = Clock()
+    clock.timed("outer", clock.timed("inner", lambda: None))()
+    assert clock.seconds == {"inner": 3.0, "outer": 6.0}
+
+
+def test_the_pieces_of_a_default_step_are_the_whole() -> None:
+    found = default_step_profile(steps=2, model={"backbone": "tiny"})
+    pieces = found["pieces_cpu_seconds"]
+    assert set(NETWORK) < set(pieces)
+    assert all(pieces[name] > 0 for name in (*NETWORK, "matching and sampling", "optimiser", "average of the teacher"))
+    assert sum(pieces.values()) == pytest.approx(found["step_cpu_seconds"])
+    assert 0 < found["not_network"] < 1
+    assert found["steps"] == 2

@@ -19,6 +19,7 @@ from leanmask.config import merge
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.devices import machine
 from leanmask.engine.distributed import start_processes
+from leanmask.models import mask_rcnn
 from leanmask.session import Session
 from leanmask.settings import resolve
 from leanmask.settling import settle
@@ -64,20 +65,19 @@ def default_step_profile(steps: int = 20, model: Mapping[str, Any] | None = None
         batches = list(itertools.islice(session.loader.iterate(0), 2))
         session.loader.iterate = lambda start_step: itertools.cycle(batches)  # type: ignore[method-assign]
         session.evaluate = lambda step: {}  # type: ignore[method-assign]
-        clock, before = Clock(), dict[str, float]()
-        moments: list[float] = []
+        clock, after = Clock(), list[dict[str, float]]()
+        moments: dict[int, float] = {}  # when each step was first said to be done
 
         def at_step(step: int, total: int, note: str) -> None:
-            if step == WARM_UP_TURNS:
-                before.update(clock.seconds)
-            if step >= WARM_UP_TURNS:
-                moments.append(time.process_time())
+            if step >= WARM_UP_TURNS and step not in moments:
+                moments[step] = time.process_time()
+                after.append(dict(clock.seconds))
 
         with _watched(session, clock):
             session.run(resume=False, on_progress=at_step)
     count = len(moments) - 1
-    whole = (moments[-1] - moments[0]) / count
-    spent = {name: (clock.seconds[name] - before.get(name, 0.0)) / count for name in clock.seconds}
+    whole = (max(moments.values()) - min(moments.values())) / count
+    spent = {name: (seconds - after[0].get(name, 0.0)) / count for name, seconds in after[-1].items()}
     network = sum(spent.get(name, 0.0) for name in NETWORK)
     spent["rest"] = whole - sum(spent.values())
     config = session.config
@@ -116,17 +116,21 @@ def _watched(session: Session, clock: Clock) -> Iterator[None]:
         ("matching and sampling", student, "choose"),
         ("box head", heads, "classify"),
         ("box losses", student, "stage_losses"),
-        ("mask head", heads, "teaching_masks"),
+        ("mask head", heads, "_cells"),
         ("mask targets and losses", heads, "mask_losses"),
         ("average of the teacher", session.teacher, "follow"),
     ):
         setattr(owner, method, clock.timed(name, getattr(owner, method)))
-    classes = ((torch.Tensor, "backward", "backward"), (torch.optim.AdamW, "step", "optimiser"))
-    kept = [getattr(owner, method) for owner, method, _ in classes]
-    for (owner, method, name), work in zip(classes, kept, strict=True):
+    shared: tuple[tuple[Any, str, str], ...] = (
+        (torch.Tensor, "backward", "backward"),
+        (torch.optim.AdamW, "step", "optimiser"),
+        (mask_rcnn, "upsampled_logits", "mask head"),
+    )
+    kept = [getattr(owner, method) for owner, method, _ in shared]
+    for (owner, method, name), work in zip(shared, kept, strict=True):
         setattr(owner, method, clock.timed(name, work))
     try:
         yield
     finally:
-        for (owner, method, _), work in zip(classes, kept, strict=True):
+        for (owner, method, _), work in zip(shared, kept, strict=True):
             setattr(owner, method, work)

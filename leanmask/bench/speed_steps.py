@@ -25,6 +25,7 @@ from leanmask.engine.distributed import start_processes
 from leanmask.engine.step import to_device
 from leanmask.geometry import Frame
 from leanmask.masks import Crops
+from leanmask.models.spec import is_depthwise
 from leanmask.records import Batch, Supervision
 from leanmask.session import Session
 from leanmask.settings import resolve
@@ -122,7 +123,8 @@ def session_on(data: Path, settings: dict[str, Any], folder: Path) -> Session:
 
 def to_cpu(batch: Batch) -> Batch:
     """As a training on this machine's CPU gets it, when its settings leave that open."""
-    return to_device(batch, CPU, channels_last(settle_precision("auto", CPU)[0], CPU))
+    depthwise = is_depthwise(PRESET["model"]["backbone"])
+    return to_device(batch, CPU, channels_last(settle_precision("auto", CPU, depthwise)[0], CPU, depthwise))
 
 
 def on_batch(steps: Mapping[str, Callable[[Batch], None]], batch: Batch) -> Works:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +24,35 @@ def convolve_crops(head: nn.Module, crops: Tensor) -> Tensor:
         return result
     cells = crops.contiguous()
     for convolution in (module for module in head.modules() if isinstance(module, nn.Conv2d)):
-        weight = convolution.weight.contiguous()
-        cells = torch._nnpack_spatial_convolution(cells, weight, convolution.bias, padding=1, stride=1).relu_()
+        cells = _Winograd.apply(cells, convolution.weight, convolution.bias).relu_()
     return cells
+
+
+class _Winograd(torch.autograd.Function):
+    """A 3 x 3 convolution with padding 1 by NNPACK, and the gradient of its input likewise, for that is the convolution
+    with mirrored weights. The gradient of the weights is oneDNN's.
+    """
+
+    @staticmethod
+    def forward(context: Any, crops: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        context.save_for_backward(crops, weight)
+        context.has_bias = bias is not None
+        return torch._nnpack_spatial_convolution(crops, weight.contiguous(), bias, padding=1, stride=1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        crops, weight = context.saved_tensors
+        gradient = gradient.contiguous()
+        of_crops = None
+        if context.needs_input_grad[0]:
+            mirrored = weight.flip(2, 3).transpose(0, 1).contiguous()
+            of_crops = torch._nnpack_spatial_convolution(gradient, mirrored, None, padding=1, stride=1)
+        wanted = [False, context.needs_input_grad[1], context.needs_input_grad[2]]
+        biases = [len(weight)] if context.has_bias else None
+        _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            gradient, crops, weight, biases, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+        )
+        return of_crops, of_weight, of_bias
 
 
 def _winograd(crops: Tensor) -> bool:

@@ -18,7 +18,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 
 from leanmask.models.base import finite_zero
 from leanmask.models.crops import convolve_crops
-from leanmask.models.mask_losses import mask_loss
+from leanmask.models.mask_losses import has_mask, mask_loss
+from leanmask.models.matching import of_object
 from leanmask.models.pooling import RoIPool
 from leanmask.models.two_stage import SMALL, Preset, RoIHeads, TwoStage, TwoStageConfig
 from leanmask.records import MaskPredictions, Proposals, Target
@@ -65,11 +66,26 @@ class MaskHeads(RoIHeads):
     def mask_losses(
         self, features: Sequence[Tensor], positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]
     ) -> tuple[dict[str, Tensor], MaskPredictions]:
-        """ "loss_mask", and the logits of all positives, also those whose object has no mask."""
-        logits = self.teaching_masks(features, positives.boxes, positives.image_index)
-        predictions = positives.predictions(logits)
-        loss = mask_loss(predictions, targets, self.config.mask_grid(2 * MASK_CELLS, canvas))
-        return {"loss_mask": loss}, predictions
+        """ "loss_mask", and the logits of every class for the positives whose object has no mask. Those that have one
+        learn on their own class alone, so the others are not computed; of 80 classes they took a tenth of a step.
+        """
+        grid = self.config.mask_grid(2 * MASK_CELLS, canvas)
+        if len(positives) == 0 or self.class_agnostic:
+            predictions = positives.predictions(self.teaching_masks(features, positives.boxes, positives.image_index))
+            return {"loss_mask": mask_loss(predictions, targets, grid)}, predictions
+        cells = self._cells(features, positives.boxes, positives.image_index)
+        masked = of_object([has_mask(target) for target in targets], positives.image_index, positives.object_index)
+        if bool(masked.all()):  # no rows to pick, which are copies
+            own = upsampled_logits(self.mask_predictor, cells, positives.categories + 1)[:, 0].float()
+            nothing = features[0].new_zeros(0, self.mask_predictor.mask_fcn_logits.out_channels - 1, *own.shape[1:])
+            predictions = positives[~masked].predictions(nothing.float())
+        else:
+            known, unknown = torch.nonzero(masked)[:, 0], torch.nonzero(~masked)[:, 0]
+            learning = upsampled_logits(self.mask_predictor, cells[known], positives.categories[known] + 1).float()
+            every = upsampled_logits(self.mask_predictor, cells[unknown])[:, 1:].float()
+            predictions = positives[unknown].predictions(every)
+            own = torch.cat([learning[:, 0], predictions.of_category()])[torch.cat([known, unknown]).argsort()]
+        return {"loss_mask": mask_loss(positives.predictions(own[:, None]), targets, grid)}, predictions
 
     def teaching_masks(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         """(K, C, 28, 28) mask logits. See `RoIHeads.teaching_masks`."""
@@ -111,10 +127,10 @@ def upsampled_logits(predictor: MaskRCNNPredictor, features: Tensor, channels: T
     count, width, rows, columns = features.shape
     cells = features.permute(0, 2, 3, 1).reshape(-1, width)
     weight = deconv.weight.permute(2, 3, 1, 0).reshape(-1, width)
-    hidden = F.linear(cells, weight, deconv.bias.repeat(4)).relu_().view(count, -1, deconv.out_channels)
+    hidden = F.linear(cells, weight, deconv.bias.repeat(4)).relu_().view(count, 4 * rows * columns, deconv.out_channels)
     if channels is None:
         logits = F.linear(hidden, last.weight.flatten(1), last.bias)
     else:
         logits = hidden @ last.weight.flatten(1)[channels, :, None] + last.bias[channels, None, None]
-    grid = logits.view(count, rows, columns, 2, 2, -1).permute(0, 5, 1, 3, 2, 4)
-    return grid.reshape(count, -1, 2 * rows, 2 * columns)
+    grid = logits.view(count, rows, columns, 2, 2, logits.shape[-1]).permute(0, 5, 1, 3, 2, 4)
+    return grid.reshape(count, logits.shape[-1], 2 * rows, 2 * columns)
