@@ -17,6 +17,7 @@ from leanmask.cli import main
 from leanmask.data import pack as pack_module
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
+from leanmask.planning import plan as plan_module
 from leanmask.summary import TrainSummary
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def _ctrl_c_works() -> None:
 def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Stores that tests open are cached apart from those of the person who runs them."""
     os.environ["LEANMASK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _untimed_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan measures a few steps of the training; here every step takes half a second (see test_planning.py)."""
+    monkeypatch.setattr(plan_module, "seconds_per_step", lambda config: 0.5)
 
 
 @pytest.fixture

@@ -25,19 +25,12 @@ from leanmask.bench.names import folder_name
 from leanmask.bench.table import BenchOptions, add_row, bench, is_row, read_rows, results_path, run_folders
 from leanmask.data.digits import DigitsSpec
 from leanmask.errors import ConfigError, DataError, RunError
-from leanmask.planning import plan as plan_module
 from leanmask.reports.tables import render_markdown
 
 SHORT = (
     "model.backbone=tiny", "train.steps=2", "data.image_size=64", "data.workers=0", "train.batch_size=2",
     "evaluation.pictures=0",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _quick_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of a plan takes half a second, which nobody measures."""
-    monkeypatch.setattr(plan_module, "seconds_per_step", lambda config: 0.5)
 
 
 @pytest.fixture

@@ -259,7 +259,8 @@ def test_without_unlabelled_images_nothing_is_written(digits: Path, tmp_path: Pa
 
 def test_arms_of_the_benchmark(tmp_path: Path) -> None:
     tiny = DigitsSpec(train=20, tune=0, val=3, unlabelled=3, size_px=64)
-    quick = ("train.steps=1", "train.batch_size=2", "data.image_size=64", "data.workers=0", "model.fpn_channels=16")
+    short = ("train.steps=1", "train.batch_size=2", "data.image_size=64", "data.workers=0")
+    quick = ("model.backbone=tiny", *short, "model.fpn_channels=16")
     wanted = ("frequency", "better_labels")
     options = BenchOptions(
         work=tmp_path / "w",

@@ -34,9 +34,8 @@ REAL = Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step takes half a second everywhere, and nothing is looked for in a network."""
-    monkeypatch.setattr(plan_module, "seconds_per_step", lambda config: 0.5)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is looked for in a network."""
     monkeypatch.setattr(plan_module, "coco_weights", lambda model: None)
 
 
@@ -91,7 +90,7 @@ def test_the_fingerprint_counts_what_is_there(digits: Path) -> None:
 
 @pytest.mark.parametrize(
     ("protocol", "method"),
-    [("full", "supervised"), ("sparse-20", "maskbooster"), ("points-5", "supervised"), ("semi-20", "pldc"),
+    [("full", "supervised"), ("sparse-20", "maskbooster"), ("points-5", "supervised"), ("semi-20", "supervised"),
      ("weak-semi-20", "pointwssis"), ("boxes", "supervised")],
 )  # fmt: skip
 def test_the_method_follows_the_labels(digits: Path, tmp_path: Path, protocol: str, method: str) -> None:
@@ -102,6 +101,7 @@ def test_the_method_follows_the_labels(digits: Path, tmp_path: Path, protocol: s
     resolve(made.settings)
     no_masks = any("no masks can be learned" in remark for remark in made.remarks)
     assert no_masks == (protocol == "boxes")
+    assert any("--method pldc" in remark for remark in made.remarks) == (protocol == "semi-20")
 
 
 def test_small_objects_get_larger_images_and_smaller_anchors() -> None:

@@ -216,12 +216,12 @@ def test_killed_and_resumed_equals_uninterrupted(
 
 
 def test_every_arm_of_the_benchmark_runs(digits: Path, tmp_path: Path) -> None:
-    short = ("train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2", "evaluation.batch_size=2")
+    short = ("model.backbone=tiny", "train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2")
     small = ("model.tower_channels=16", "model.candidates=10", "model.detections_per_image=5")
     assert list(arms_of("weak-semi-5")) == ["unpasted", "baseline", "rough", "pointwssis", "online", "full"]
     options = BenchOptions(data=digits, work=tmp_path / "w", results=tmp_path / "r", overrides=(*short, *small))
     rows = bench("weak-semi-40", options).rows
-    assert {row["model"] for row in rows} == {"solov2-lite0"}
+    assert {row["model"] for row in rows} == {"solov2-tiny"}
     # Teacher, refiner and student, and for `online` at least one step more: it goes on with the run of `pointwssis`.
     steps = {row["arm"]: row["steps"] for row in rows}
     assert steps == {"baseline": 1, "rough": 2, "pointwssis": 3, "online": 4, "full": 1}
@@ -244,7 +244,7 @@ def test_every_arm_of_the_benchmark_runs(digits: Path, tmp_path: Path) -> None:
 
 
 def test_a_row_that_is_a_stage_trains_no_further(digits: Path, tmp_path: Path) -> None:
-    short = ("train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2", "evaluation.batch_size=2")
+    short = ("model.backbone=tiny", "train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2")
     options = BenchOptions(
         data=digits, work=tmp_path / "w", results=tmp_path / "r", overrides=short, arms=("baseline",)
     )

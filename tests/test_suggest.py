@@ -312,7 +312,7 @@ def test_seconds_of_the_protocol() -> None:
 
 
 def test_the_benchmark_spends_equal_seconds(digits: Path, tmp_path: Path) -> None:
-    overrides = ("train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2")
+    overrides = ("model.backbone=tiny", "train.steps=1", "data.image_size=64", "data.workers=0", "train.batch_size=2")
     options = BenchOptions(data=digits, work=tmp_path / "work", results=tmp_path / "results", overrides=overrides)
     table = bench_suggest("suggest-200", options)
     assert [row["arm"] for row in table.rows] == list(ARMS)

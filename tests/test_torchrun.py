@@ -14,7 +14,7 @@ from leanmask.data.layout import locate
 from leanmask.data.splits import split
 from leanmask.summary import TrainSummary
 
-SETTINGS = ["data.image_size=64", "data.workers=0", "train.batch_size=2", "train.threads=1"]
+SETTINGS = ["model.backbone=tiny", "data.image_size=64", "data.workers=0", "train.batch_size=2", "train.threads=1"]
 
 
 def two_processes(*arguments: str, verb: str = "train") -> Any:
@@ -30,7 +30,7 @@ def two_processes(*arguments: str, verb: str = "train") -> Any:
 
 def test_two_processes_write_one_run(sparse: Path, digits: Path, tmp_path: Path) -> None:
     # An untrained network without a floor says something about every image.
-    settings = [*SETTINGS, "train.steps=2", "model.score_floor=0"]
+    settings = [*SETTINGS, "train.steps=2", "model.score_floor=0", "evaluation.who=[student,teacher]"]
     assert two_processes(str(sparse), *settings, "--out", str(tmp_path / "run"))["steps"] == 2
     truth = json.loads((digits / "annotations" / "instances_val.json").read_text())
     for who in ("student", "teacher"):
