@@ -30,7 +30,8 @@ def two_processes(*arguments: str, verb: str = "train") -> Any:
 
 def test_two_processes_write_one_run(sparse: Path, digits: Path, tmp_path: Path) -> None:
     # An untrained network without a floor says something about every image.
-    settings = [*SETTINGS, "train.steps=2", "model.score_floor=0", "evaluation.who=[student,teacher]"]
+    given = ["train.steps=2", "train.eval_every_steps=0", "evaluation.who=[student,teacher]"]
+    settings = [*SETTINGS, *given, "model.score_floor=0"]
     assert two_processes(str(sparse), *settings, "--out", str(tmp_path / "run"))["steps"] == 2
     truth = json.loads((digits / "annotations" / "instances_val.json").read_text())
     for who in ("student", "teacher"):
