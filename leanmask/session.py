@@ -62,7 +62,7 @@ class Session:
         """Opens the data and builds the networks. Raises DataError, ConfigError or CheckpointError."""
         self.config, self.folder, self.state = config, folder, state
         splits = locate(config.data.path)
-        self.files = {name: annotated(splits, name, config) for name in _split_names(config)}
+        self.files = {name: annotated(splits, name, config.data) for name in _split_names(config)}
         train, val = (self.files[name] for name in _split_names(config))
         unannotated = config.data.unannotated
         self.labelled = AnnotationStore.open(train.annotations, train.images, unannotated=unannotated)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from leanmask.config import merge
+from leanmask.config import DataConfig, merge
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.devices import channels_last, settle_precision, training_device, use_cpu
@@ -78,7 +78,7 @@ def epoch_steps(epochs: float, images: int, batch_size: int) -> int:
 
 def _steps_of_epochs(config: RunConfig, epochs: float) -> tuple[int, str]:
     """The number of steps, and the sentence that says where it is from."""
-    files = annotated(locate(config.data.path), config.data.train_split, config)
+    files = annotated(locate(config.data.path), config.data.train_split, config.data)
     assert files.annotations is not None
     images = len(AnnotationStore.open(files.annotations, files.images, unannotated=config.data.unannotated))
     size = config.train.batch_size
@@ -91,10 +91,10 @@ def _steps_of_epochs(config: RunConfig, epochs: float) -> tuple[int, str]:
     return steps, f"train.steps = {steps}: {epochs:g} epochs of {images} images, {size} a step"
 
 
-def annotated(splits: Mapping[str, SplitFiles], name: str, config: RunConfig) -> SplitFiles:
+def annotated(splits: Mapping[str, SplitFiles], name: str, data: DataConfig) -> SplitFiles:
     """The files of a split that has annotations. Raises DataError when there is none."""
     if name not in splits:
-        raise DataError(f"{config.data.path} has no split '{name}'{suggest(name, splits)}")
+        raise DataError(f"{data.path} has no split '{name}'{suggest(name, splits)}")
     if splits[name].annotations is None:
-        raise DataError(f"split '{name}' of {config.data.path} has images but no annotation file")
+        raise DataError(f"split '{name}' of {data.path} has images but no annotation file")
     return splits[name]

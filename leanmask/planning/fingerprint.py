@@ -15,8 +15,8 @@ from leanmask.config import DataConfig
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import SplitFiles
 from leanmask.data.unlabelled import SPLIT, open_pool, unlabelled_sources
-from leanmask.devices import use_cpu
-from leanmask.errors import DataError, suggest
+from leanmask.devices import cores, use_cpu
+from leanmask.settling import annotated
 from leanmask.supervision import Supervision
 
 READ_IMAGES = 2000  # of a larger split so many are looked at, evenly spread
@@ -112,13 +112,12 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if not use_cpu() and torch.cuda.is_available():
             found = torch.cuda.get_device_properties(0)
-            return cls(cores, found.total_memory / GIB, found.name)
+            return cls(cores(), found.total_memory / GIB, found.name)
         if not use_cpu():
-            return cls(cores, _memory(), str(torch.accelerator.current_accelerator()))
-        return cls(cores, _memory())
+            return cls(cores(), _memory(), str(torch.accelerator.current_accelerator()))
+        return cls(cores(), _memory())
 
     def to_text(self) -> str:
         return f"{self.gpu or f'{self.cores} processor cores'}, {self.memory_gb:.0f} GB"
@@ -133,11 +132,7 @@ def _memory() -> float:
 
 def fingerprint(splits: Mapping[str, SplitFiles], data: DataConfig) -> Fingerprint:
     """Look at the splits that `data` names. Raises DataError where the training split cannot be used."""
-    files = splits.get(data.train_split)
-    if files is None:
-        raise DataError(f"{data.path} has no split '{data.train_split}'{suggest(data.train_split, splits)}")
-    if files.annotations is None:
-        raise DataError(f"split '{data.train_split}' of {data.path} has images but no annotation file")
+    files = annotated(splits, data.train_split, data)
     store = AnnotationStore.open(files.annotations, files.images, unannotated=data.unannotated)
     census = store.census()
     image_sides, sides, aspects, counts = [], [], [], []
