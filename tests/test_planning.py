@@ -138,10 +138,12 @@ def test_rare_classes_are_drawn_more_often() -> None:
     assert chosen(data(class_images={"cat": 390, "dog": 8}))["data.repeat_threshold"] > 8 / 400
 
 
-def test_few_masks_are_pasted() -> None:
+def test_few_masks_are_pasted_where_they_hide_little() -> None:
     assert "augment.copy_paste_probability" not in chosen(data())
-    sparse = data(labels={"mask": 5, "box": 495, "points": 0, "point": 0, "none": 0})
-    assert chosen(sparse)["augment.copy_paste_probability"] == 1.0
+    labels, small = {"mask": 5, "box": 495, "points": 0, "point": 0, "none": 0}, spread(0.01, 0.05, 0.1, 0.2, 0.4)
+    assert chosen(data(labels=labels, object_side=small))["augment.copy_paste_probability"] == 1.0
+    assert "augment.copy_paste_probability" not in chosen(data(labels=labels))
+    assert "augment.copy_paste_probability" not in chosen(data(object_side=small))
 
 
 def test_little_memory_gives_small_batches() -> None:

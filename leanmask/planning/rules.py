@@ -27,6 +27,7 @@ CROWDED = 30  # objects on an image, from which on proposals run out
 EPOCHS = {"cpu": 12.0, "gpu": 36.0}
 LEAST_STEPS, MOST_STEPS = 300, 20_000
 FEW_MASKS, FEW_IMAGES = 0.1, 50  # share of the objects that have a mask, labelled images: below, objects are pasted
+HIDING = 0.35  # side of an object over its image's, from which on its copies hide other objects
 RARE = 0.05  # share of the images that a class is on
 CANVAS_GB = {"small": 0.35, "large": 2.5}  # memory of a training step per image of 512 px, with room to spare
 
@@ -227,9 +228,12 @@ def blur(known: Known) -> tuple[Any, str]:
 
 
 def copy_paste(known: Known) -> tuple[Any, str] | None:
+    """Few masks come into every step so, but a large copy hides what else is on the image: on animals, at a tenth of
+    the masks, box AP is 34.0 with pasting and 36.9 without (animals-sparse-10.json, first seed).
+    """
     data = known.data
     masks = data.labels.get("mask", 0)
-    if not masks or known["method.name"] == "pointwssis":
+    if not masks or known["method.name"] == "pointwssis" or data.object_side.p50 > HIDING:
         return None
     if masks < FEW_MASKS * data.objects:
         return 1.0, f"only {masks} of {data.objects} objects have a mask: they are pasted into other images"
