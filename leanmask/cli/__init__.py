@@ -10,7 +10,7 @@ import os
 import sys
 
 # torch's threads wait asleep, not spinning, unless the user says otherwise; OpenMP reads it when torch is loaded. On
-# two cores that other programs used as well, a training step of the default network took 0.48 s so, 1.28 s spinning.
+# cores that other programs use as well, a thread that spins keeps from work the one it waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from leanmask.cli.shared import app

@@ -183,9 +183,7 @@ class _Training:
             journal.pictures(who, self.step, metrics.get("pictures", {}))
             self.compare(who, float(metrics["AP"]), journal)
         self.best = distributed.everyones(self.best)[0]
-        if (
-            self.best is not None and self.best["AP"]
-        ):  # at 0 a network is still before what patience waits for the end of
+        if self.best is not None and self.best["AP"]:  # patience counts from the first AP above 0
             self.evaluations_since_best = self.evaluations_since_best + 1 if self.best == best_before else 0
         if self.step == config.steps and self.best is None:
             self.keep_best(Best(who="teacher", step=self.step, AP=None))

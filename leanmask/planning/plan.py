@@ -19,6 +19,7 @@ from leanmask.planning.fingerprint import Fingerprint, Machine, fingerprint
 from leanmask.planning.published import coco_weights
 from leanmask.planning.rules import LEAST_STEPS, RULES, Choice, Known, remarks
 from leanmask.planning.timing import seconds_per_step
+from leanmask.reports.layout import duration
 from leanmask.settings import resolve
 from leanmask.settling import epoch_steps, settle, without_replaced_length
 
@@ -88,7 +89,7 @@ class Plan:
         return head + commented_yaml(told | settings, self.reasons)
 
     def write(self, path: Path) -> None:
-        """Write `to_yaml`; raises RunError where the file exists already or cannot be written."""
+        """Write `to_yaml`; raises DataError where the file exists already or cannot be written."""
         write_atomically(path, self.to_yaml().encode())
 
 
@@ -123,6 +124,8 @@ def choose(found: Fingerprint, machine: Machine, given: Mapping[str, Any], minut
     seconds: float | None = None
     weights: str | None = None
     for name, rule in RULES:
+        if name == "model.backbone":  # method and model are known: what the user set is checked before rules look at it
+            resolve(settings)
         if (own := get_setting(given, name, UNSET)) is not UNSET:
             choices.append(Choice(name, own, "set by you", given=True))
             continue
@@ -140,7 +143,6 @@ def choose(found: Fingerprint, machine: Machine, given: Mapping[str, Any], minut
             choices.append(Choice(name, *answer))
             settings = set_setting(settings, name, answer[0])
     known = Known(found, machine, settings, weights)
-    resolve(settings)  # a mistake of the user's is said here, before anything is written
     return Plan(found, machine, tuple(choices), settings, remarks(known), seconds)
 
 
@@ -194,10 +196,3 @@ def _few(names: Sequence[Any]) -> str:
 def _shared(given: Mapping[str, Any]) -> dict[str, Any]:
     """The user's settings without those of model and method, whose names are not known yet."""
     return {key: value for key, value in given.items() if key not in ("model", "method")}
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "40 seconds", "4 minutes", "2.5 hours"."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanmask.config import get_setting
+from leanmask.models import MODELS
+from leanmask.models.spec import SMALL_BACKBONES
+from leanmask.models.two_stage import TwoStage
 from leanmask.planning.fingerprint import Fingerprint, Machine
-
-TWO_STAGE = ("mask_rcnn", "cascade_mask_rcnn", "pointrend", "implicit_pointrend")
-LITE = ("lite0", "lite1", "lite2")
-SMALL = (*LITE, "tiny")  # backbones with small heads
 
 SMALLEST_OBJECT_PX = 12.0  # three cells of the finest map: what a tenth of the objects may be below
 VISIBLE_PX = 4.0  # one cell: smaller objects cannot be found
@@ -67,11 +66,11 @@ class Known:
 
     @property
     def two_stage(self) -> bool:
-        return self["model.name"] in TWO_STAGE
+        return issubclass(MODELS[self["model.name"]], TwoStage)
 
     @property
     def small(self) -> bool:
-        return self["model.backbone"] in SMALL
+        return self["model.backbone"] in SMALL_BACKBONES
 
 
 Rule = tuple[str, Callable[[Known], tuple[Any, str] | None]]
