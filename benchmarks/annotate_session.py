@@ -26,7 +26,7 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
-from leanmask.bench.commit import commit
+from leanmask.benchmark.commit import commit
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from leanmask.bench.commit import commit
+from leanmask.benchmark.commit import commit
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 

@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from leanmask.bench.commit import commit
+from leanmask.benchmark.commit import commit
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.files import read_json, write_json
 from leanmask.data.layout import locate
 from leanmask.devices import machine
-from leanmask.inference import load
+from leanmask.inference.predict import load
 from leanmask.labels.prior import without_prior
 
 FOUND_IOU, CONFIDENT = 0.6, 0.5

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from leanmask.bench.commit import commit
+from leanmask.benchmark.commit import commit
 from leanmask.data.files import write_json
 from leanmask.devices import machine
 from leanmask.errors import RunError

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from lvis import LVIS, LVISEval, LVISResults
 
-from leanmask.bench.commit import commit
-from leanmask.bench.speed_evaluation import synthetic_results
-from leanmask.bench.turns import Works, in_turns
+from leanmask.benchmark.commit import commit
+from leanmask.benchmark.speed_evaluation import synthetic_results
+from leanmask.benchmark.turns import Works, in_turns
 from leanmask.devices import machine
 from leanmask.evaluation.lvis import evaluate_lvis
 

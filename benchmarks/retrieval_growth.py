@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from leanmask.bench.commit import commit
+from leanmask.benchmark.commit import commit
 from leanmask.devices import machine
 from leanmask.retrieval.index import CHUNK, FloatArray, build_index, open_index
 

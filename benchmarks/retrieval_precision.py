@@ -21,7 +21,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from leanmask.bench.commit import commit
+from leanmask.benchmark.commit import commit
 from leanmask.data.files import image_files, write_json
 from leanmask.devices import machine
 from leanmask.retrieval.retrieve import RetrieveOptions, retrieve

@@ -23,15 +23,15 @@ from typing import Any
 
 import yaml
 
-from leanmask.bench.arms import SEMI
-from leanmask.bench.commit import commit
-from leanmask.bench.table import BenchOptions, Row, bench, run_folders
+from leanmask.benchmark.arms import SEMI
+from leanmask.benchmark.commit import commit
+from leanmask.benchmark.table import BenchOptions, Row, bench, run_folders
 from leanmask.data.coco import write_json
 from leanmask.data.files import read_json
 from leanmask.data.layout import locate
 from leanmask.errors import LeanmaskError
 from leanmask.evaluation.trust import quality
-from leanmask.pseudo.images import PseudoOptions, pseudo
+from leanmask.inference.pseudo_images import PseudoOptions, pseudo
 
 _ARM = SEMI["pldc"].settings["method"]
 

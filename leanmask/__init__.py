@@ -12,18 +12,18 @@ from leanmask.version import __version__
 
 if TYPE_CHECKING:
     from leanmask.annotate.run import annotate_data, export_annotations
-    from leanmask.bench.table import bench
+    from leanmask.benchmark.table import bench
     from leanmask.data.check import check
     from leanmask.data.convert.translate import convert
     from leanmask.data.digits import write_digits
     from leanmask.data.splits import split
-    from leanmask.doctor import doctor
     from leanmask.evaluation.trust import quality
-    from leanmask.inference import evaluate, load, predict
+    from leanmask.inference.predict import evaluate, load, predict
+    from leanmask.inference.pseudo_images import pseudo
+    from leanmask.inference.pseudo_points import pseudo_points
+    from leanmask.inference.refine import refine
+    from leanmask.machine_check import doctor
     from leanmask.planning.plan import plan
-    from leanmask.pseudo.images import pseudo
-    from leanmask.pseudo.points import pseudo_points
-    from leanmask.pseudo.refine import refine
     from leanmask.reports.page import write_report
     from leanmask.reports.review import write_review
     from leanmask.retrieval.retrieve import retrieve
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 _HOME = {
     "annotate_data": "leanmask.annotate.run",
-    "bench": "leanmask.bench.table",
+    "bench": "leanmask.benchmark.table",
     "budget": "leanmask.spending",
     "check": "leanmask.data.check",
     "convert": "leanmask.data.convert.translate",
-    "doctor": "leanmask.doctor",
-    "evaluate": "leanmask.inference",
+    "doctor": "leanmask.machine_check",
+    "evaluate": "leanmask.inference.predict",
     "export_annotations": "leanmask.annotate.run",
-    "load": "leanmask.inference",
+    "load": "leanmask.inference.predict",
     "plan": "leanmask.planning.plan",
-    "predict": "leanmask.inference",
-    "pseudo": "leanmask.pseudo.images",
+    "predict": "leanmask.inference.predict",
+    "pseudo": "leanmask.inference.pseudo_images",
     "quality": "leanmask.evaluation.trust",
-    "pseudo_points": "leanmask.pseudo.points",
-    "refine": "leanmask.pseudo.refine",
+    "pseudo_points": "leanmask.inference.pseudo_points",
+    "refine": "leanmask.inference.refine",
     "resume": "leanmask.run",
     "retrieve": "leanmask.retrieval.retrieve",
     "split": "leanmask.data.splits",

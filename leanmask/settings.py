@@ -95,13 +95,19 @@ def resolve(settings: dict[str, Any]) -> RunConfig:
         raise explain(error, RunConfig) from None
 
 
+_OLD_BENCHMARK = "python:leanmask.bench."  # what the package was called that the judge of the digits is in
+
+
 def stored(settings: dict[str, Any]) -> RunConfig:
     """The settings that a run folder or a weights file says it was made with, whichever version wrote them.
 
     Before there was `model.image_mean`, all networks saw images normalised by ImageNet's numbers, the default backbone
     was `tiny`, and a `norm` that timm's networks do not have left them as they are. Raises ConfigError.
     """
-    model = settings.get("model")
+    model, method = settings.get("model"), settings.get("method")
+    if isinstance(method, dict) and str(method.get("judge")).startswith(_OLD_BENCHMARK):
+        method = method | {"judge": method["judge"].replace(_OLD_BENCHMARK, "python:leanmask.benchmark.")}
+        settings = settings | {"method": method}
     if not isinstance(model, dict) or "image_mean" in model:
         return resolve(settings)
     model = {"backbone": "tiny", "weights": None} | model | {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
@@ -111,7 +117,6 @@ def stored(settings: dict[str, Any]) -> RunConfig:
         model["norm"] = "own"
     if model.get("name") == "mask_refine":
         model["decoder_norm"] = model.get("norm")
-    method = settings.get("method")
     if isinstance(method, dict) and isinstance(method.get("refiner"), dict):  # PointWSSIS's second network
         refiner = {"weights": None} | method["refiner"]
         if refiner.get("backbone", model["backbone"]) == model["backbone"] and refiner["weights"] is None:

@@ -18,7 +18,18 @@ from leanmask.data.layout import locate
 from leanmask.data.unlabelled import unlabelled_sources
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError, RunInterrupted, Stopped
-from leanmask.inference import load
+from leanmask.inference import calibration
+from leanmask.inference.predict import load
+from leanmask.inference.pseudo_masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
+from leanmask.inference.strong_weak import (
+    Work,
+    is_done,
+    point_masks,
+    read_split,
+    refined_masks,
+    rough_masks,
+    split_labels,
+)
 from leanmask.methods import METHODS
 from leanmask.methods.base import (
     CalibrateStage,
@@ -32,17 +43,6 @@ from leanmask.methods.base import (
     TrainStage,
 )
 from leanmask.models import MODELS
-from leanmask.pseudo import calibration
-from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
-from leanmask.pseudo.strong_weak import (
-    Work,
-    is_done,
-    point_masks,
-    read_split,
-    refined_masks,
-    rough_masks,
-    split_labels,
-)
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.settings import RunConfig, resolve
 from leanmask.summary import OnStep, TrainSummary

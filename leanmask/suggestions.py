@@ -21,10 +21,10 @@ from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.views.canvas import Exif
 from leanmask.errors import ConfigError, DataError
 from leanmask.errors import suggest as nearest
-from leanmask.inference import load
+from leanmask.inference.doubt import Doubts, is_bare, measure_doubt, networks
+from leanmask.inference.predict import load
 from leanmask.labels.budget import seconds_of
 from leanmask.labels.worth import Candidate, Choice, Doubt, Shelf, Shopping, choose, share_of_mask
-from leanmask.pseudo.doubt import Doubts, is_bare, measure_doubt, networks
 from leanmask.reports.layout import Table, count
 from leanmask.supervision import Supervision
 

@@ -16,7 +16,7 @@ from run_helpers import TINY, Outcome, train
 from leanmask.config import merge
 from leanmask.engine import checkpoint
 from leanmask.errors import CheckpointError, ConfigError, DataError, LeanmaskError, RunError
-from leanmask.inference import load
+from leanmask.inference.predict import load
 from leanmask.run import resume
 from leanmask.summary import TrainSummary
 

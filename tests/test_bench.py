@@ -15,14 +15,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from run_helpers import Outcome
 
-from leanmask.bench import demo as demo_module
-from leanmask.bench import handwriting
-from leanmask.bench import table as table_module
-from leanmask.bench.arms import SEMI, SPARSE, UNJUDGED, arms_of, in_order
-from leanmask.bench.demo import demo
-from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE, HandwritingSpec
-from leanmask.bench.names import folder_name
-from leanmask.bench.table import BenchOptions, add_row, bench, is_row, read_rows, results_path, run_folders
+from leanmask.benchmark import demo as demo_module
+from leanmask.benchmark import handwriting
+from leanmask.benchmark import table as table_module
+from leanmask.benchmark.arms import SEMI, SPARSE, UNJUDGED, arms_of, in_order
+from leanmask.benchmark.demo import demo
+from leanmask.benchmark.handwriting import OUTSIDE_KNOWLEDGE, HandwritingSpec
+from leanmask.benchmark.names import folder_name
+from leanmask.benchmark.table import BenchOptions, add_row, bench, is_row, read_rows, results_path, run_folders
 from leanmask.data.digits import DigitsSpec
 from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.reports.tables import render_markdown

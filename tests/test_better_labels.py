@@ -13,21 +13,21 @@ from safetensors.torch import load_file
 from test_cascade import SMALL
 from test_pldc import FACTS, FOUND, Teacher, views_of
 
-from leanmask.bench.arms import LONGTAIL
-from leanmask.bench.table import BenchOptions, bench
+from leanmask.benchmark.arms import LONGTAIL
+from leanmask.benchmark.table import BenchOptions, bench
 from leanmask.config import merge
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.layout import locate
 from leanmask.data.unlabelled import open_pool
 from leanmask.errors import ConfigError, DataError, RunError
+from leanmask.inference.calibration import hold_back
 from leanmask.labels.calibrate import read_calibration
 from leanmask.labels.select import measure
 from leanmask.methods.better_labels import BetterLabels, BetterLabelsConfig
 from leanmask.methods.smoothed import Smoothed, SmoothedConfig
 from leanmask.methods.soft_student import SoftStudent, SoftStudentConfig
 from leanmask.models.class_losses import softmax_loss
-from leanmask.pseudo.calibration import hold_back
 from leanmask.records import Batch, Supervision
 from leanmask.reports.page import write_report
 from leanmask.run import resume

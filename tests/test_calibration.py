@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_helpers import Outcome
 
-from leanmask.bench.speed_evaluation import synthetic_results
+from leanmask.benchmark.speed_evaluation import synthetic_results
 from leanmask.errors import ConfigError
 from leanmask.evaluation.calibration import measure_calibration
 from leanmask.labels.calibrate import calibration_error, class_errors, corrected, reliability

@@ -17,7 +17,7 @@ from typer.main import get_group
 
 from leanmask.cli.shared import app
 from leanmask.cli.verbs import VERBS as FILES_OF_VERBS
-from leanmask.doctor import OPTIONAL
+from leanmask.machine_check import OPTIONAL
 from leanmask.summary import TrainSummary
 
 Cli = Callable[..., Outcome]

@@ -24,8 +24,8 @@ from leanmask.devices import (
     machine,
     settle_precision,
 )
-from leanmask.doctor import Findings, Trial
 from leanmask.errors import ConfigError
+from leanmask.machine_check import Findings, Trial
 from leanmask.models.mask_rcnn import MaskRCNN
 from leanmask.models.spec import is_depthwise
 from leanmask.run import resume

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from leanmask.bench.handwriting import (
+from leanmask.benchmark.handwriting import (
     LEARN,
     OUTSIDE_KNOWLEDGE,
     HandwritingJudge,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_helpers import Outcome
 
-from leanmask.bench.speed_evaluation import synthetic_results
+from leanmask.benchmark.speed_evaluation import synthetic_results
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.federated import known_categories

@@ -22,8 +22,8 @@ from pycocotools import mask as coco_mask
 from run_helpers import TINY, train
 from safetensors.torch import load_file
 
-from leanmask.bench.arms import arms_of
-from leanmask.bench.table import BenchOptions, bench
+from leanmask.benchmark.arms import arms_of
+from leanmask.benchmark.table import BenchOptions, bench
 from leanmask.config import merge
 from leanmask.data.check import check
 from leanmask.data.coco import AnnotationStore, ClassMap
@@ -34,15 +34,15 @@ from leanmask.data.weak import read_labels, read_published_predictions, read_wea
 from leanmask.engine.trainer import kept_steps
 from leanmask.errors import CheckpointError, ConfigError, DataError, RunError
 from leanmask.evaluation.mask_quality import mask_quality
-from leanmask.inference import evaluate, load
+from leanmask.inference import pseudo_points as points
+from leanmask.inference.predict import evaluate, load
+from leanmask.inference.pseudo_masks import plain_rle
+from leanmask.inference.pseudo_points import PointOptions, pseudo_points
+from leanmask.inference.refine import RefineOptions, refine, with_refined
+from leanmask.inference.strong_weak import Work, point_masks, refined_masks, with_complete_points, write_rough
 from leanmask.labels.boxes import boxes_without_mask
 from leanmask.labels.points import holds_point, never_empty, published_choice, twins
 from leanmask.methods.base import TrainStage
-from leanmask.pseudo import points
-from leanmask.pseudo.masks import plain_rle
-from leanmask.pseudo.points import PointOptions, pseudo_points
-from leanmask.pseudo.refine import RefineOptions, refine, with_refined
-from leanmask.pseudo.strong_weak import Work, point_masks, refined_masks, with_complete_points, write_rough
 from leanmask.run import resume
 from leanmask.settings import resolve
 from leanmask.stages import StagedRun

@@ -22,9 +22,9 @@ from leanmask.cli import runs
 from leanmask.data.check import check
 from leanmask.data.layout import locate
 from leanmask.errors import RunError
-from leanmask.pseudo.images import PseudoOptions, pseudo
-from leanmask.pseudo.polygons import to_polygons
-from leanmask.pseudo.shares import Shares
+from leanmask.inference.polygons import to_polygons
+from leanmask.inference.pseudo_images import PseudoOptions, pseudo
+from leanmask.inference.shares import Shares
 from leanmask.reports.review import write_review
 from leanmask.summary import TrainSummary
 

@@ -15,9 +15,10 @@ from run_helpers import TINY
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from leanmask.benchmark.arms import JUDGE
 from leanmask.config import merge
 from leanmask.errors import ConfigError
-from leanmask.inference import load
+from leanmask.inference.predict import load
 from leanmask.methods.base import TrainStage
 from leanmask.models import MODELS, timm_backbones
 from leanmask.models.backbone_config import BackboneConfig
@@ -127,6 +128,8 @@ def test_what_an_older_version_wrote_means_what_it_meant() -> None:
     staged["method"] = {"name": "pointwssis", "refiner": {"weights": None}}
     assert stored(staged).method.refiner == {}  # it began with the teacher's, whatever it said
     assert stored(tiny.model_dump(mode="json")) == tiny
+    judged = {"name": "pldc", "judge": "python:leanmask.bench.handwriting:handwriting_judge"}
+    assert stored(old_settings() | {"method": judged}).method.judge == JUDGE  # its package has another name now
 
 
 def without_normalisation(source: Path, target: Path) -> None:

@@ -25,7 +25,7 @@ from leanmask.data.views.augment import fitted_frame
 from leanmask.data.views.canvas import draw_canvas
 from leanmask.errors import CheckpointError, ConfigError, DataError, RunError
 from leanmask.geometry import transform_boxes
-from leanmask.inference import load
+from leanmask.inference.predict import load
 from leanmask.retrieval import index as index_module
 from leanmask.retrieval.embed import crop_of, load_embedder
 from leanmask.retrieval.index import best_images, build_index, cells_for, chunked, near_duplicates, open_index, unit

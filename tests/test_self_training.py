@@ -22,8 +22,8 @@ from leanmask.data.splits import split
 from leanmask.data.views.augment import fitted_frame
 from leanmask.data.views.targets import place
 from leanmask.errors import ConfigError, DataError, RunInterrupted, TrainingStopped
-from leanmask.inference import evaluate, load
-from leanmask.pseudo.masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
+from leanmask.inference.predict import evaluate, load
+from leanmask.inference.pseudo_masks import PseudoJob, finish_pseudo_masks, make_pseudo_masks
 from leanmask.reports.page import write_report
 from leanmask.run import resume
 from leanmask.summary import LogLine, TrainSummary

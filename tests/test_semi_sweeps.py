@@ -9,9 +9,9 @@ from types import ModuleType
 import pytest
 from run_helpers import benchmark_script
 
-from leanmask.bench import table as table_module
-from leanmask.bench.arms import SEMI
-from leanmask.bench.table import BenchOptions
+from leanmask.benchmark import table as table_module
+from leanmask.benchmark.arms import SEMI
+from leanmask.benchmark.table import BenchOptions
 from leanmask.config import apply_overrides
 from leanmask.data.digits import DigitsSpec
 from leanmask.methods.pldc import PLDCConfig

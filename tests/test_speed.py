@@ -9,12 +9,12 @@ from functools import partial
 import pytest
 import torch
 
-from leanmask.bench.speed_default import NETWORK, Clock, default_step_profile
-from leanmask.bench.speed_longtail import soft_losses_speed
-from leanmask.bench.speed_model import SpeedSettings, inference_speed, training_speed
-from leanmask.bench.speed_semi import pseudo_speed, semi_speed
-from leanmask.bench.speed_solov2 import refiner_speed
-from leanmask.bench.turns import in_turns, medians
+from leanmask.benchmark.speed_default import NETWORK, Clock, default_step_profile
+from leanmask.benchmark.speed_longtail import soft_losses_speed
+from leanmask.benchmark.speed_model import SpeedSettings, inference_speed, training_speed
+from leanmask.benchmark.speed_semi import pseudo_speed, semi_speed
+from leanmask.benchmark.speed_solov2 import refiner_speed
+from leanmask.benchmark.turns import in_turns, medians
 from leanmask.devices import capability
 
 
@@ -76,7 +76,7 @@ def test_torchvision_is_met_in_its_fastest_precision() -> None:
 
 def test_the_clock_counts_no_second_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 2.0, 5.0, 9.0])
-    monkeypatch.setattr("leanmask.bench.speed_default.time.process_time", lambda: next(now))
+    monkeypatch.setattr("leanmask.benchmark.speed_default.time.process_time", lambda: next(now))
     clock = Clock()
     clock.timed("outer", clock.timed("inner", lambda: None))()
     assert clock.seconds == {"inner": 3.0, "outer": 6.0}

@@ -18,16 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_helpers import Outcome
 
-from leanmask.bench.suggest import ARMS, bench_suggest, seconds_of
-from leanmask.bench.table import BenchOptions
+from leanmask.benchmark.suggest import ARMS, bench_suggest, seconds_of
+from leanmask.benchmark.table import BenchOptions
 from leanmask.costs import LabelCosts
 from leanmask.data.appearance import _grouped, looks
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.splits import split
 from leanmask.errors import ConfigError, DataError
-from leanmask.inference import load
+from leanmask.inference.doubt import networks
+from leanmask.inference.predict import load
 from leanmask.labels.worth import Candidate, Doubt, Shelf, Shopping, best_offer, choose, doubted_together, share_of_mask
-from leanmask.pseudo.doubt import networks
 from leanmask.suggestions import SuggestOptions, suggest
 from leanmask.summary import TrainSummary
 

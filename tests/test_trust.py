@@ -15,7 +15,7 @@ from run_helpers import Outcome
 from leanmask.data.layout import locate
 from leanmask.errors import DataError
 from leanmask.evaluation.trust import QUALITIES, quality
-from leanmask.pseudo.images import PseudoOptions, pseudo
+from leanmask.inference.pseudo_images import PseudoOptions, pseudo
 from leanmask.summary import TrainSummary
 
 Row = dict[str, Any]

@@ -14,17 +14,17 @@ from leanmask.console import messages, output, print_json, progress
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import ConfigError
 from leanmask.evaluation.trust import quality as measure_quality
-from leanmask.inference import EvaluateOptions, PredictOptions
-from leanmask.inference import evaluate as run_evaluate
-from leanmask.inference import predict as run_predict
+from leanmask.inference.predict import EvaluateOptions, PredictOptions
+from leanmask.inference.predict import evaluate as run_evaluate
+from leanmask.inference.predict import predict as run_predict
+from leanmask.inference.pseudo_images import PseudoOptions, PseudoSummary
+from leanmask.inference.pseudo_images import pseudo as write_pseudo
+from leanmask.inference.pseudo_points import PointOptions, PointSummary
+from leanmask.inference.pseudo_points import pseudo_points as write_pseudo_points
+from leanmask.inference.refine import RefineOptions
+from leanmask.inference.refine import refine as run_refine
 from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
-from leanmask.pseudo.images import PseudoOptions, PseudoSummary
-from leanmask.pseudo.images import pseudo as write_pseudo
-from leanmask.pseudo.points import PointOptions, PointSummary
-from leanmask.pseudo.points import pseudo_points as write_pseudo_points
-from leanmask.pseudo.refine import RefineOptions
-from leanmask.pseudo.refine import refine as run_refine
 from leanmask.reports.calibration import calibration_tables, draw_reliability
 from leanmask.reports.outcomes import outcome_table
 from leanmask.reports.page import write_report

@@ -8,17 +8,17 @@ from typing import Annotated
 
 import typer
 
-from leanmask.bench.annotate import bench_annotate
-from leanmask.bench.demo import demo as run_demo
-from leanmask.bench.speed import speed as measure_speed
-from leanmask.bench.suggest import bench_suggest, require_suggest_arms, seconds_of
-from leanmask.bench.table import BenchOptions, Row, chosen_arms
-from leanmask.bench.table import bench as run_bench
+from leanmask.benchmark.annotate import bench_annotate
+from leanmask.benchmark.demo import demo as run_demo
+from leanmask.benchmark.speed import speed as measure_speed
+from leanmask.benchmark.suggest import bench_suggest, require_suggest_arms, seconds_of
+from leanmask.benchmark.table import BenchOptions, Row, chosen_arms
+from leanmask.benchmark.table import bench as run_bench
 from leanmask.cli.shared import Json, app, say
 from leanmask.console import output, print_json, progress
-from leanmask.doctor import backbones as list_backbones
-from leanmask.doctor import doctor as examine
 from leanmask.errors import ConfigError
+from leanmask.machine_check import backbones as list_backbones
+from leanmask.machine_check import doctor as examine
 from leanmask.reports.tables import render_rich
 
 

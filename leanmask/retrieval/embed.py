@@ -24,7 +24,7 @@ from leanmask.data.views.canvas import draw_canvas
 from leanmask.devices import default_device
 from leanmask.errors import CheckpointError, ConfigError
 from leanmask.geometry import Frame, transform_boxes
-from leanmask.inference import Loaded, load, weights_path
+from leanmask.inference.predict import Loaded, load, weights_path
 from leanmask.models.backbone import normalise
 from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, PREFIX, Triple
 from leanmask.models.timm_backbones import own_normalisation, require_timm_name

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from leanmask.bench.arms import PRESET, SEMI
-from leanmask.bench.speed_steps import CPU, on_batch, session_on, stepper, to_cpu
-from leanmask.bench.turns import in_turns, medians
+from leanmask.benchmark.arms import PRESET, SEMI
+from leanmask.benchmark.speed_steps import CPU, on_batch, session_on, stepper, to_cpu
+from leanmask.benchmark.turns import in_turns, medians
 from leanmask.config import merge
 from leanmask.data.dataset import EvalDataset
 from leanmask.data.digits import DigitsSpec, write_digits
@@ -25,11 +25,11 @@ from leanmask.data.loader import evaluation_batches
 from leanmask.data.photos import Photos
 from leanmask.data.splits import split
 from leanmask.evaluation.predictions import predict_views
-from leanmask.inference import Loaded, load
+from leanmask.inference.predict import Loaded, load
+from leanmask.inference.pseudo_images import PseudoOptions, pseudo, sure_of_class
 from leanmask.labels.select import class_quality
 from leanmask.methods.pldc import PLDC
 from leanmask.models.base import Worth
-from leanmask.pseudo.images import PseudoOptions, pseudo, sure_of_class
 from leanmask.records import Views
 from leanmask.run import train
 from leanmask.session import Session

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanmask.bench.table import BenchOptions, bench, run_folders
+from leanmask.benchmark.table import BenchOptions, bench, run_folders
 from leanmask.data.digits import DigitsSpec
 from leanmask.errors import RunError
 from leanmask.reports.page import write_report

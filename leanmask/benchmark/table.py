@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from leanmask.bench.arms import (
+from leanmask.benchmark.arms import (
     LONGTAIL_PROTOCOL,
     OWN_DATA,
     PLAN_MINUTES,
@@ -28,9 +28,9 @@ from leanmask.bench.arms import (
     metrics_of,
     model_of,
 )
-from leanmask.bench.commit import commit
-from leanmask.bench.names import folder_name
-from leanmask.bench.stage_quality import stage_quality
+from leanmask.benchmark.commit import commit
+from leanmask.benchmark.names import folder_name
+from leanmask.benchmark.stage_quality import stage_quality
 from leanmask.config import apply_overrides, load_yaml, merge
 from leanmask.data.coco import write_json
 from leanmask.data.digits import DigitsSpec, write_digits

@@ -28,7 +28,7 @@ from PIL import Image
 
 from leanmask.annotate.source import open_source
 from leanmask.annotate.store import Store
-from leanmask.bench.commit import commit
+from leanmask.benchmark.commit import commit
 from leanmask.data.files import write_json
 
 RESULT = "annotate_load.json"

@@ -27,11 +27,11 @@ from leanmask.engine.distributed import start_processes
 from leanmask.errors import DataError, RunError
 from leanmask.evaluation.predictions import image_results, predict_views
 from leanmask.geometry import Frame
-from leanmask.inference import Loaded, load, weights_path
+from leanmask.inference.polygons import to_polygons
+from leanmask.inference.predict import Loaded, load, weights_path
+from leanmask.inference.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.labels.select import Qualities, Thresholds, class_quality, decoupled, measure, surest
 from leanmask.models.base import Worth
-from leanmask.pseudo.polygons import to_polygons
-from leanmask.pseudo.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.records import Instances, Target, Views
 
 OnProgress = Callable[[int, int], None]

@@ -24,11 +24,11 @@ from leanmask.data.withholding.clicks import rle_of
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.evaluation.predictions import predict_views
-from leanmask.inference import Loaded, load, weights_path
+from leanmask.inference.predict import Loaded, load, weights_path
+from leanmask.inference.pseudo_masks import OnProgress, Rows, plain_rle, read_rows
+from leanmask.inference.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.labels.points import holds_point
 from leanmask.masks import to_rles
-from leanmask.pseudo.masks import OnProgress, Rows, plain_rle, read_rows
-from leanmask.pseudo.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.records import Views
 from leanmask.reports.folders import STAGES_FILE
 

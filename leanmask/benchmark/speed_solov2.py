@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from leanmask.bench.turns import in_turns
+from leanmask.benchmark.turns import in_turns
 from leanmask.masks import Crops
 from leanmask.models.mask_refine import MaskRefineConfig, MaskRefineNet, RoughObjects, crop_regions
 from leanmask.models.matrix_nms import matrix_nms

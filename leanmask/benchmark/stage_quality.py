@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from leanmask.data.files import read_json
-from leanmask.pseudo.masks import QUALITY_FILE
+from leanmask.inference.pseudo_masks import QUALITY_FILE
 
 NAMES = {"pseudo": "rough", "refined": "refined"}  # of stages, and what their masks are
 

@@ -21,9 +21,9 @@ from leanmask.engine.distributed import start_processes
 from leanmask.engine.trainer import KEPT_FOLDER
 from leanmask.errors import DataError, RunError, suggest
 from leanmask.evaluation.mask_quality import mask_quality
-from leanmask.inference import load
-from leanmask.pseudo.calibration import CALIBRATION_FILE
-from leanmask.pseudo.masks import (
+from leanmask.inference.calibration import CALIBRATION_FILE
+from leanmask.inference.predict import load
+from leanmask.inference.pseudo_masks import (
     DATA_FILE,
     QUALITY_FILE,
     OnProgress,
@@ -33,8 +33,8 @@ from leanmask.pseudo.masks import (
     read_rows,
     write_data,
 )
-from leanmask.pseudo.points import PointOptions, pseudo_points, require_points
-from leanmask.pseudo.refine import RefineOptions, refine
+from leanmask.inference.pseudo_points import PointOptions, pseudo_points, require_points
+from leanmask.inference.refine import RefineOptions, refine
 from leanmask.settings import RunConfig
 
 Row = dict[str, Any]

@@ -20,7 +20,7 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
-from leanmask.bench.turns import Works, in_turns, medians
+from leanmask.benchmark.turns import Works, in_turns, medians
 from leanmask.devices import capability, channels_last, machine, settle_precision
 from leanmask.masks import Crops
 from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from leanmask.bench.speed_steps import session_on, stepper, to_cpu
-from leanmask.bench.turns import Seconds, Works, in_turns, medians
+from leanmask.benchmark.speed_steps import session_on, stepper, to_cpu
+from leanmask.benchmark.turns import Seconds, Works, in_turns, medians
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import split
 from leanmask.models.implicit_pointrend import ImplicitPointRend

@@ -19,7 +19,7 @@ from leanmask.data.dataset import EvalDataset, ImageSource
 from leanmask.data.loader import evaluation_batches
 from leanmask.engine.checkpoint import fit_weights, load_weights
 from leanmask.evaluation.predictions import predict_views
-from leanmask.inference import Loaded
+from leanmask.inference.predict import Loaded
 from leanmask.labels.boxes import boxes_without_mask
 from leanmask.labels.weigh import mask_uncertainty
 from leanmask.labels.worth import Doubt

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanmask.bench.speed_model import LEARNING_RATE, SpeedSettings, random_target, update
-from leanmask.bench.turns import Works, in_turns
+from leanmask.benchmark.speed_model import LEARNING_RATE, SpeedSettings, random_target, update
+from leanmask.benchmark.turns import Works, in_turns
 from leanmask.devices import settle_precision
 from leanmask.labels.smooth import uniform_table
 from leanmask.methods.smoothed import smoothed_targets

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from leanmask.bench.arms import PRESET, SPARSE
-from leanmask.bench.turns import WARM_UP_TURNS, Works, in_turns, medians
+from leanmask.benchmark.arms import PRESET, SPARSE
+from leanmask.benchmark.turns import WARM_UP_TURNS, Works, in_turns, medians
 from leanmask.config import merge
 from leanmask.data.coco import ImageRecord, ObjectRecord
 from leanmask.data.digits import DigitsSpec, write_digits

@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
-from leanmask.bench.arms import USUAL_MODEL, Arm
-from leanmask.bench.names import folder_name
-from leanmask.bench.table import (
+from leanmask.benchmark.arms import USUAL_MODEL, Arm
+from leanmask.benchmark.names import folder_name
+from leanmask.benchmark.table import (
     BenchOptions,
     BenchTable,
     OnProgress,

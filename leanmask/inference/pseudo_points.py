@@ -20,12 +20,12 @@ from leanmask.data.layout import SplitFiles, locate_images
 from leanmask.data.weak import read_weak
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import ConfigError, RunError, suggest
-from leanmask.inference import Loaded, load, weights_path
+from leanmask.inference.predict import Loaded, load, weights_path
+from leanmask.inference.pseudo_masks import OnProgress, PseudoJob, Rows, make_pseudo_masks, plain_rle, read_rows
+from leanmask.inference.refine import RefineOptions, find_refiner, load_refiner, refine
+from leanmask.inference.shares import file_state, remove_parts, require_same_work
 from leanmask.labels.points import holds_point, published_choice, twins
 from leanmask.masks import encode_crop
-from leanmask.pseudo.masks import OnProgress, PseudoJob, Rows, make_pseudo_masks, plain_rle, read_rows
-from leanmask.pseudo.refine import RefineOptions, find_refiner, load_refiner, refine
-from leanmask.pseudo.shares import file_state, remove_parts, require_same_work
 from leanmask.supervision import POINTS_AT, PointAt
 
 Row = dict[str, Any]

@@ -22,7 +22,7 @@ from leanmask.errors import DataError
 from leanmask.evaluation.calibration import measure_calibration
 from leanmask.evaluation.coco_files import Row
 from leanmask.evaluation.predictions import predict_results
-from leanmask.inference import Loaded
+from leanmask.inference.predict import Loaded
 
 HELD = "held"  # the split of the images that are held back
 DATA_FILE, CALIBRATION_FILE = "data.yaml", "calibration.json"

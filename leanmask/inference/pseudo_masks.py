@@ -22,12 +22,12 @@ from leanmask.data.layout import SplitFiles
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.views.augment import fitted_frame
 from leanmask.evaluation.pseudo_quality import PseudoImage, pseudo_quality
-from leanmask.inference import Loaded
+from leanmask.inference.predict import Loaded
+from leanmask.inference.shares import Shares
 from leanmask.labels.boxes import boxes_without_mask
 from leanmask.labels.masks import mask_certainty
 from leanmask.labels.points import never_empty, points_alone
 from leanmask.masks import Grids, Rles, to_rles
-from leanmask.pseudo.shares import Shares
 from leanmask.records import Instances, Views
 
 OnProgress = Callable[[int, int], None]

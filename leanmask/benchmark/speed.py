@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from leanmask.bench.commit import commit
-from leanmask.bench.speed_default import default_step_profile
-from leanmask.bench.speed_evaluation import evaluation_speed
-from leanmask.bench.speed_longtail import soft_losses_speed
-from leanmask.bench.speed_model import inference_speed, training_speed
-from leanmask.bench.speed_points import pointrend_memory, points_speed
-from leanmask.bench.speed_semi import pseudo_speed, semi_speed
-from leanmask.bench.speed_solov2 import nms_speed, refiner_speed
-from leanmask.bench.speed_steps import data_share, maskbooster_speed, target_memory
-from leanmask.bench.table import add_row
+from leanmask.benchmark.commit import commit
+from leanmask.benchmark.speed_default import default_step_profile
+from leanmask.benchmark.speed_evaluation import evaluation_speed
+from leanmask.benchmark.speed_longtail import soft_losses_speed
+from leanmask.benchmark.speed_model import inference_speed, training_speed
+from leanmask.benchmark.speed_points import pointrend_memory, points_speed
+from leanmask.benchmark.speed_semi import pseudo_speed, semi_speed
+from leanmask.benchmark.speed_solov2 import nms_speed, refiner_speed
+from leanmask.benchmark.speed_steps import data_share, maskbooster_speed, target_memory
+from leanmask.benchmark.table import add_row
 from leanmask.devices import machine
 from leanmask.errors import ConfigError, suggest
 

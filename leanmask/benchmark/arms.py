@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from leanmask.bench.handwriting import OUTSIDE_KNOWLEDGE
+from leanmask.benchmark.handwriting import OUTSIDE_KNOWLEDGE
 from leanmask.config import apply_overrides, merge
 from leanmask.data.withholding.protocols import FORMS, parse_protocol
 from leanmask.errors import ConfigError, suggest
@@ -95,7 +95,7 @@ POINTS: dict[str, Arm] = {
 
 # semi-P. What corrects categories here has seen real handwriting that neither train nor val uses: outside knowledge,
 # which the rows say of themselves. On a user's data nobody corrects.
-JUDGE = "python:leanmask.bench.handwriting:handwriting_judge"
+JUDGE = "python:leanmask.benchmark.handwriting:handwriting_judge"
 
 
 # Chosen on `tune` of digits at 5 % (from-scratch/tune-semi-5.json). Networks from scratch learn where objects are long

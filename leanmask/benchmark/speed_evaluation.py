@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from leanmask.bench.turns import Works, in_turns, medians
+from leanmask.benchmark.turns import Works, in_turns, medians
 from leanmask.evaluation.coco_ap import evaluate_results
 
 Row = dict[str, Any]

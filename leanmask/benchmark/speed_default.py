@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from leanmask.bench.speed_steps import WARM_UP_TURNS
+from leanmask.benchmark.speed_steps import WARM_UP_TURNS
 from leanmask.config import merge
 from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.devices import machine
