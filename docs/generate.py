@@ -170,13 +170,18 @@ def _speed_table() -> str:
         where = f"{made_on['capability']}, {made_on['precision']}" if isinstance(made_on, dict) else OLD_MACHINE
         latest[row["what"], where] = row
     lines = [
-        [text, anchor, where, row["commit"], f"{1 / row[key] if inverse else row[key]:.2g}"]
+        [text, anchor, where, row["commit"], f"{1 / row[key] if inverse else row[key]:.2g}", _arithmetic(row)]
         for what, (text, anchor, key, inverse) in SPEED.items()
         for (name, where), row in latest.items()
         if name == what
     ]
-    headers = ("what", "compared with", "processor", "commit", "ratio")
+    headers = ("what", "compared with", "processor", "commit", "ratio", "arithmetic")
     return render_markdown(Table("Time and memory, as a share of what is compared with", headers, lines, 4)).strip()
+
+
+def _arithmetic(row: dict[str, Any]) -> str:
+    """What convolutions and matrix products alone are of what the row is compared with."""
+    return f"{row['arithmetic_ratio']:.2g}" if "arithmetic_ratio" in row else NOTHING
 
 
 def which_labels() -> str:

@@ -11,7 +11,7 @@ import torch
 
 from leanmask.benchmark.speed_default import NETWORK, Clock, default_step_profile
 from leanmask.benchmark.speed_longtail import soft_losses_speed
-from leanmask.benchmark.speed_model import SpeedSettings, inference_speed, training_speed
+from leanmask.benchmark.speed_model import SpeedSettings, arithmetic_share, inference_speed, training_speed
 from leanmask.benchmark.speed_semi import pseudo_speed, semi_speed
 from leanmask.benchmark.speed_solov2 import refiner_speed
 from leanmask.benchmark.turns import in_turns, medians
@@ -71,7 +71,14 @@ def test_torchvision_is_met_in_its_fastest_precision() -> None:
         assert found["anchor"] == best
         assert found["ratio"] == pytest.approx(seconds["leanmask"] / seconds[best])
         assert found["machine"]["precision"] == ("bf16" if native else "fp32")
+        assert 0 < found["arithmetic_ratio"] < found["ratio"]
     assert set(found["detections"]) == {*theirs, "leanmask"}
+
+
+def test_the_share_of_arithmetic() -> None:
+    numbers = torch.rand(1500, 1500)
+    assert arithmetic_share(lambda: numbers @ numbers) > 0.9
+    assert arithmetic_share(lambda: numbers.sort()) == 0.0
 
 
 def test_the_clock_counts_no_second_twice(monkeypatch: pytest.MonkeyPatch) -> None:
