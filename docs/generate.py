@@ -116,7 +116,14 @@ def results() -> str:
         loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # Markdown, which nothing has to be escaped for
     text = environment.get_template("results.md.jinja").render(
-        claims=_claims_table(), speed=_speed_table(), raw=_raw_rows(), ap=_ap, iou=_iou, has=_has, machines=_machines()
+        claims=_claims_table(),
+        speed=_speed_table(),
+        raw=_raw_rows(),
+        ap=_ap,
+        one=_one,
+        iou=_iou,
+        has=_has,
+        machines=_machines(),
     )
     return "\n".join(line.rstrip() for line in re.sub(r"\n{3,}", "\n\n", text).strip().splitlines()) + "\n"
 
@@ -127,9 +134,17 @@ def _claims_table() -> str:
 
 
 def _ap(data: str, protocol: str, arm: str, metric: str = "AP", model: str = "mask_rcnn") -> str:
-    """A metric of a row in points, mean and deviation over seeds, for the prose."""
+    """A metric of an arm in points, mean and deviation over seeds, for the prose."""
     rows = _arms(RESULTS / f"{data}-{protocol}.json").get((model + LITE, arm), [])
     return spread([row["metrics"][metric] for row in rows if metric in row["metrics"]]) if rows else "(not measured)"
+
+
+def _one(data: str, protocol: str, arm: str, metric: str = "AP", overrides: tuple[str, ...] = ()) -> str:
+    """A metric of seed 0 of an arm in points, with these settings besides; for the prose."""
+    for row in reversed(_rows(RESULTS / f"{data}-{protocol}.json")):
+        if (row["arm"], row["seed"], tuple(row["overrides"])) == (arm, 0, overrides):
+            return spread([row["metrics"][metric]])
+    return "(not measured)"
 
 
 def _iou(data: str, protocol: str, arm: str, masks: str) -> str:

@@ -35,7 +35,7 @@ from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
 from leanmask.reports.evaluation_pictures import EvaluationPictures, spread
 from leanmask.reports.pictures import read_truth
 from leanmask.settings import RunConfig, stored
-from leanmask.settling import annotated
+from leanmask.settling import annotated, labelled_census
 from leanmask.summary import Line, LogLine, OnStep, TrainSummary
 from leanmask.version import __version__
 
@@ -67,9 +67,7 @@ class Session:
         unannotated = config.data.unannotated
         self.labelled = AnnotationStore.open(train.annotations, train.images, unannotated=unannotated)
         self.classes = self.labelled.classes
-        census = self.labelled.census()
-        if not any(census.objects.values()):
-            raise DataError(f"{train.annotations} has no labelled object to learn from")
+        census = labelled_census(self.labelled, train.annotations)
         self.validation = AnnotationStore.open(
             val.annotations, val.images, unannotated=unannotated, classes=self.classes
         )

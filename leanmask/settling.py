@@ -7,10 +7,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from leanmask.config import DataConfig, merge
-from leanmask.data.coco import AnnotationStore
+from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.devices import channels_last, settle_precision, training_device, use_cpu
 from leanmask.errors import ConfigError, DataError, suggest
@@ -98,3 +99,11 @@ def annotated(splits: Mapping[str, SplitFiles], name: str, data: DataConfig) -> 
     if splits[name].annotations is None:
         raise DataError(f"split '{name}' of {data.path} has images but no annotation file")
     return splits[name]
+
+
+def labelled_census(store: AnnotationStore, source: Path | None) -> Census:
+    """What the training data have by kind of label. Raises DataError when no object has any label."""
+    census = store.census()
+    if not any(census.objects.values()):
+        raise DataError(f"{source} has no labelled object to learn from")
+    return census

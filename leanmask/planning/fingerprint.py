@@ -16,7 +16,7 @@ from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import SplitFiles
 from leanmask.data.unlabelled import SPLIT, open_pool, unlabelled_sources
 from leanmask.devices import cores, use_cpu
-from leanmask.settling import annotated
+from leanmask.settling import annotated, labelled_census
 from leanmask.supervision import Supervision
 
 READ_IMAGES = 2000  # of a larger split so many are looked at, evenly spread
@@ -134,7 +134,7 @@ def fingerprint(splits: Mapping[str, SplitFiles], data: DataConfig) -> Fingerpri
     """Look at the splits that `data` names. Raises DataError where the training split cannot be used."""
     files = annotated(splits, data.train_split, data)
     store = AnnotationStore.open(files.annotations, files.images, unannotated=data.unannotated)
-    census = store.census()
+    census = labelled_census(store, files.annotations)
     image_sides, sides, aspects, counts = [], [], [], []
     masks = points = 0
     looked_at = range(0, len(store), max(1, -(-len(store) // READ_IMAGES)))
