@@ -123,7 +123,7 @@ def bf16_pays(here: Capability, depthwise: bool) -> bool:
     """Whether bf16 is the quicker precision. depthwise: of a network most of whose convolutions see one channel each.
 
     These are bound by memory and conversions, not by products: on a processor with AVX512-BF16 and no AMX a training
-    step of Mask R-CNN lite0 took 1.17 (192 px, batch 8) to 1.34 (384 px, batch 4) times as long in bf16 as in fp32.
+    step of Mask R-CNN lite0 takes about 1.2 times as long in bf16 as in fp32 (`benchmarks/cpu_choices.py`).
     """
     return here.native_bf16 and not (depthwise and here.kind == "cpu" and "amx_bf16" not in here.instructions)
 
@@ -162,17 +162,8 @@ def channels_last(precision: str, device: torch.device, depthwise: bool = False)
     """Whether images and maps are kept with channels last in memory: where it is measured to be faster. depthwise: as
     for `bf16_pays`.
 
-    Mask R-CNN on one CPU thread, CPU seconds with channels last over those without, medians of three to five turns, AMD
-    EPYC (Zen 4); AVX2 is the same processor with ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2:
-
-                                         training  inference
-        lite0, 192 px, 8   AVX2, fp32      0.98      0.95
-                           AVX512, fp32    0.87      0.82
-                           AVX512, bf16    1.05      0.94
-        resnet50, 256 px, 2   AVX2, fp32   1.03      0.99
-                           AVX512, fp32    1.00      0.92
-                           AVX512, bf16    0.93      0.95
-
+    `benchmarks/cpu_choices.py` measures it: with channels last a step of Mask R-CNN lite0 takes 0.8 to 0.9 of the time
+    with AVX512 in fp32. With AVX2 a step of its kind for full convolutions, ResNet-50's in fp32, took 1.03 of the time.
     So it pays on CPUs, but for full convolutions in fp32 with AVX2. On GPUs it is for the tensor cores, which bf16 uses
     (NVIDIA's guide to convolutional layers); fp32 there keeps torch's usual order.
     """

@@ -15,9 +15,9 @@ def convolve_crops(head: nn.Module, crops: Tensor) -> Tensor:
     (K, C, S, S).
 
     On CPUs in fp32 by NNPACK, which does such a convolution by Winograd's method (Lavin and Gray 2016) with a third of
-    the products: the same numbers to rounding, no less exact than the direct sum. 100 crops of 14 x 14 cells and 256
-    channels took 0.48 of oneDNN's processor seconds with AVX2 and 0.60 with AVX512. A few large maps are slower so,
-    and bf16 instructions are as fast without.
+    the products: the same numbers to rounding, no less exact than the direct sum (`benchmarks/cpu_choices.py`: three
+    quarters of oneDNN's processor seconds with AVX512, less with AVX2). A few large maps are slower so, and bf16
+    instructions are as fast without.
     """
     if not _winograd(crops):
         result: Tensor = head(crops)
