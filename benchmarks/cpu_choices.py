@@ -68,7 +68,7 @@ def training_step(backbone: str, size_px: int, batch: int, *, bf16: bool, last: 
     model = MaskRCNN(config, 4).train()
     for name, module in model.named_modules():
         if name.endswith("bn3"):  # residual branches at full strength overflow without statistics
-            nn.init.constant_(module.weight, 0.2)  # type: ignore[arg-type]
+            nn.init.constant_(module.weight, 0.2)
     layout = torch.channels_last if last else torch.contiguous_format
     model = model.to(memory_format=layout)
     images = torch.rand(batch, 3, size_px, size_px).contiguous(memory_format=layout)
