@@ -27,6 +27,7 @@ from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.reports.calibration import calibration_tables, draw_reliability
 from leanmask.reports.outcomes import outcome_table
+from leanmask.reports.overlays import LONGEST_PX
 from leanmask.reports.page import write_report
 from leanmask.reports.review import write_review
 from leanmask.reports.tables import class_table, render_rich
@@ -141,11 +142,15 @@ def predict(
     out: Out,
     score: Annotated[float, typer.Option(min=0, max=1, help="Draw and write objects from this score on.")] = 0.5,
     overlays: Annotated[bool, typer.Option(help="Write pictures with the masks drawn in.")] = True,
+    overlay_px: Annotated[
+        int, typer.Option(min=0, help="Longest side of these pictures; 0 = as large as the image.")
+    ] = LONGEST_PX,
     as_json: Json = False,
 ) -> None:
     """Segment images: COCO results in your own category ids, and overlay pictures."""
     with progress("predicting", as_json) as on_progress:
-        summary = run_predict(run, images, out, PredictOptions(score=score, overlays=overlays), on_progress=on_progress)
+        options = PredictOptions(score=score, overlays=overlays, overlay_px=overlay_px or None)
+        summary = run_predict(run, images, out, options, on_progress=on_progress)
     say(as_json, summary.to_json(), summary.to_text())
 
 
