@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as MplFigure
 
 from leanmask.errors import RunError
 from leanmask.reports.collect import FinalMetrics, RunSummary, number, section
-from leanmask.reports.figures import INK, MARKERS, PALETTE, SERIES, STYLE, Group, Panel, as_svg
+from leanmask.reports.figures import INK, MARKERS, PALETTE, SERIES, STYLE, Group, Panel, as_svg, set_log_ticks
 from leanmask.reports.layout import NOTHING, Table, count, points
 
 MOST_CLASSES = 30  # in the table of a terminal; the JSON has all
@@ -50,7 +50,7 @@ def draw_reliability(measured: Mapping[str, Mapping[str, Any]], out: Path) -> No
     """Write an SVG with one reliability diagram per name. Raises RunError when `out` exists or cannot be written."""
     if out.exists():
         raise RunError(f"{out} exists already and is not overwritten; choose another name")
-    with mpl.rc_context({"svg.hashsalt": "leanmask", "font.size": 9.0}):
+    with mpl.rc_context({"svg.hashsalt": "leanmask", "font.size": 9.0, "text.parse_math": False}):
         figure = MplFigure(figsize=(3.2 * len(measured), 3.0), layout="constrained")
         FigureCanvasSVG(figure)
         panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
@@ -142,7 +142,8 @@ def _frequency_panel(drawn: Sequence[tuple[int, str, list[tuple[int, float]]]]) 
                 linestyle="none",
                 markersize=4,
             )
-        axes.set_xscale("log")
+        counts = [images for _, _, pairs in drawn for images, _ in pairs]
+        set_log_ticks(axes, 0.9 * min(counts), 1.1 * max(counts))
         axes.set_xlabel("training images with the class")
         axes.set_ylabel("AP")
         words = [f"{name}: {', '.join(f'{n} images {ap:.1f}' for n, ap in sorted(pairs))}" for _, name, pairs in drawn]

@@ -136,7 +136,7 @@ def _sections(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Section]
         Section("reliability", "Can scores be trusted?", figures=drawn("reliability")),
         Section("outcomes", "Right and wrong", tables=found(outcome_table(_outcomes(runs, names)))),
         Section("pseudo", "Pseudo-labels", figures=drawn("pseudo", "counts")),
-        Section("losses", "Losses and learning rate", figures=drawn("losses", "lr")),
+        Section("losses", "Losses, learning rate and gradient", figures=drawn("losses", "lr", "gradient")),
         Section("settings", "Settings that differ", tables=found(tables.differences(runs, names))),
         Section("environment", "Environment", folded=found(tables.environments(runs, names))),
     ]
