@@ -100,7 +100,8 @@ def _say(sentence: str) -> None:
 
 @app.command(
     epilog="Examples: leanmask evaluate runs/a mydata   |   leanmask evaluate results.json mydata --split val   |   "
-    "leanmask evaluate runs/a mydata --protocol lvis --calibration"
+    "leanmask evaluate runs/a mydata --protocol lvis --calibration   |   "
+    "leanmask evaluate runs/a mydata --iou box"
 )
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, weights file, or a COCO results file.")],
@@ -108,6 +109,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which split of the data set.")] = "val",
     protocol: Annotated[
         str | None, typer.Option(help="coco or lvis (rare, common, frequent classes). [default: the run's own]")
+    ] = None,
+    iou: Annotated[
+        str | None, typer.Option(help="mask or box. [default: mask, or box where an object of the split has no mask]")
     ] = None,
     calibration: Annotated[bool, typer.Option("--calibration", help="Also say how far scores can be trusted.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Draw the reliability diagram into this SVG.")] = None,
@@ -117,7 +121,7 @@ def evaluate(
     if figure is not None and not calibration:
         raise ConfigError("--figure draws the reliability diagram of --calibration; give both")
     with progress("evaluating", as_json) as on_progress:
-        options = EvaluateOptions(protocol, calibration)
+        options = EvaluateOptions(protocol, calibration, iou)
         evaluation = run_evaluate(run, data, split=split, options=options, on_progress=on_progress)
     if figure is not None and evaluation.calibration is not None:
         draw_reliability({run.stem: evaluation.calibration}, figure)
@@ -125,7 +129,7 @@ def evaluate(
         print_json(evaluation.to_json())
         return
     output.print(evaluation.summary, markup=False)
-    output.print(render_rich(class_table(evaluation.per_class)))
+    output.print(render_rich(class_table(evaluation.per_class, evaluation.iou)))
     if (outcomes := outcome_table({"share": evaluation.outcomes})) is not None:
         output.print(render_rich(outcomes))
     if evaluation.calibration is not None:

@@ -22,8 +22,9 @@ from leanmask.data.photos import Photos
 from leanmask.data.predictions import IMAGES_NAME, read_predictions
 from leanmask.devices import Precision, channels_last, default_device, inference_precision
 from leanmask.engine.checkpoint import fit_weights, load_weights
-from leanmask.errors import CheckpointError, DataError, RunError, suggest
+from leanmask.errors import CheckpointError, ConfigError, DataError, RunError, suggest
 from leanmask.evaluation.coco_ap import Evaluation
+from leanmask.evaluation.coverage import IOUS
 from leanmask.evaluation.predictions import image_results, predict_views, write_results
 from leanmask.evaluation.validator import Validator, score_results, with_calibration
 from leanmask.labels.select import surest
@@ -61,11 +62,18 @@ class Loaded:
 @dataclass(frozen=True)
 class EvaluateOptions:
     """protocol: "coco" or "lvis", None = the run's own, "coco" for a file. calibration: also measure how far scores can
-    be trusted.
+    be trusted. iou: "mask" or "box", what AP compares; None = masks, or boxes where an object of the split has none.
     """
 
     protocol: str | None = None
     calibration: bool = False
+    iou: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.iou is not None and self.iou not in IOUS:
+            raise ConfigError(f"iou is '{self.iou}'{suggest(self.iou, IOUS)}; allowed: {', '.join(IOUS)}")
+        if self.iou == "box" and self.calibration:
+            raise ConfigError("calibration is measured on masks; leave it out, or iou=box")
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,9 @@ def evaluate(
 ) -> Evaluation:
     """Average precision of a run, a weights file or a COCO results file (.json) on a split of `data`.
 
-    Results of a network go to `out`, by default `evaluation/<split>` in the run folder.
+    Results of a network go to `out`, by default `evaluation/<split>` in the run folder. The images of a results file
+    that `predict` wrote are found by their files, others by their ids. Where an object of the split has a box and no
+    mask, box AP is measured, and a note says so.
     """
     path, files = Path(run), _split(data, split)
     if files.annotations is None:
@@ -191,6 +201,7 @@ def evaluate(
         max_detections=loaded.config.evaluation.max_detections,
         protocol=options.protocol or loaded.config.evaluation.protocol,
         calibration=options.calibration or loaded.config.evaluation.calibration,
+        iou=options.iou,
     )
     evaluation = validator.measure(loaded.model, folder)
     assert evaluation is not None  # one process
@@ -204,7 +215,7 @@ def _score_file(path: Path, files: SplitFiles, options: EvaluateOptions) -> Eval
     rows: list[dict[str, Any]] | Path = path
     if results is not None:
         rows, notes = results.in_ids_of(files.annotations, files.images)
-    scored = score_results(files.annotations, rows, options.protocol or "coco")
+    scored = score_results(files.annotations, rows, options.protocol or "coco", iou=options.iou)
     scored = with_calibration(scored, files.annotations, rows) if options.calibration else scored
     return dataclasses.replace(scored, notes=[*notes, *scored.notes])
 

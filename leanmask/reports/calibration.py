@@ -66,12 +66,11 @@ def draw_reliability(measured: Mapping[str, Mapping[str, Any]], out: Path) -> No
 
 
 def reliability_figures(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
-    """A reliability diagram of every network that was measured with calibration."""
+    """A reliability diagram of every run whose best network was measured with calibration."""
     panels = [
-        _reliability_panel(at, f"{name}, {who}", final)
+        _reliability_panel(at, f"{name}, {run.kept.who}", run.kept)
         for at, (run, name) in enumerate(zip(runs, names, strict=True))
-        for who, final in run.final.items()
-        if final.calibration
+        if run.kept is not None and run.kept.calibration
     ]
     note = "Bars: share of right results by confidence. On the line confidence is right; below it, too high."
     return Group("Can scores be trusted?", panels, note)
@@ -82,12 +81,11 @@ def frequency_figures(runs: Sequence[RunSummary], names: Sequence[str]) -> Group
     drawn = []
     for at, (run, name) in enumerate(zip(runs, names, strict=True)):
         frequencies = section(section(run.census, _train_split(run)), "class_images")
-        who = run.best_network
-        if who is None or not frequencies:
+        if run.kept is None or not frequencies:
             continue
         pairs = [
             (frequencies[name_], 100 * ap)
-            for row in run.final[who].per_class
+            for row in run.kept.per_class
             if (ap := number(row.get("AP"))) is not None and frequencies.get(name_ := str(row.get("name")))
         ]
         if pairs:

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.ticker import MaxNLocator
 
-from leanmask.reports.collect import RunSummary, number, section
+from leanmask.reports.collect import RunSummary, comparable, number, section
 
 # Okabe and Ito's colour-blind-safe palette, darkened where white paper asks for it. Pages may redefine --series-N.
 PALETTE = ("#0072b2", "#d55e00", "#00805f", "#a8508a", "#a87400", "#3b8fc4", "#6b6b6b", "#7a4f2b")
@@ -89,15 +89,20 @@ def all_figures(runs: Sequence[RunSummary], names: Sequence[str]) -> dict[str, G
 
 
 def ap_curves(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
-    """Mask AP, AP50 and box AP over steps, teacher and student of every run; values in points."""
+    """Mask AP, AP50 and box AP over steps, teacher and student of every run, those that compare in one picture; values
+    in points.
+    """
     panels = []
-    for key, title in (("AP", "mask AP"), ("AP50", "mask AP50"), ("box_AP", "box AP")):
-        lines = [
-            _line(at, f"{name}, {who}", _evaluations(run, who, key), scale=100, dashed=who == "student")
-            for at, (run, name) in enumerate(zip(runs, names, strict=True))
-            for who in ("teacher", "student")
-        ]
-        panels += _panel(title, lines, marked=True)
+    groups = comparable(runs)
+    for number_, group in enumerate(groups, 1):
+        which = f" ({number_} of {len(groups)})" if len(groups) > 1 else ""
+        for key, title in (("AP", "mask AP"), ("AP50", "mask AP50"), ("box_AP", "box AP")):
+            lines = [
+                _line(at, f"{names[at]}, {who}", _evaluations(runs[at], who, key), scale=100, dashed=who == "student")
+                for at in group
+                for who in ("teacher", "student")
+            ]
+            panels += _panel(title + which, lines, marked=True)
     return Group("AP over steps", panels, "Solid: the teacher (moving average of the student). Dashed: the student.")
 
 
@@ -235,8 +240,8 @@ def _in_words(line: Line) -> str:
 
 
 def set_log_ticks(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic x axis from `low` to `high` (above 0) with plain numbers; matplotlib's own are written in TeX, which
-    an SVG with text shows as it stands.
+    """A logarithmic x axis from `low` to `high` (above 0) with plain numbers; matplotlib's own are written in TeX,
+    which an SVG with text shows as it stands.
     """
     axes.set_xscale("log")
     exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
