@@ -33,7 +33,7 @@ SAME = 2.0  # factor between two data sets' object sizes beyond which a plan doe
 @dataclass(frozen=True)
 class Plan:
     """choices: in the order of the rules. settings: all of them and what the user gave, nested. remarks: sentences
-    about the data that no setting mends. seconds: of the whole training here, evaluations included, None = not measured.
+    about the data that no setting mends. seconds: of the whole training here with its evaluations, None = not measured.
     """
 
     data: Fingerprint
