@@ -153,7 +153,8 @@ class TrainConfig(Frozen):
     patience: int = Field(
         0,
         ge=0,
-        description="evaluations in a row without a better mask AP that end the training early, `best` kept; 0 = never",
+        description="evaluations in a row without a better AP (of masks, or of boxes where an object of the validation "
+        "split has no mask) that end the training early, `best` kept; 0 = never",
     )
     checkpoint_every_steps: int = Field(200, ge=1)
     log_every_steps: int = Field(10, ge=1)
