@@ -63,6 +63,6 @@ class Pace:
             return None
         left = self.seconds_left(step)
         count = self.evaluations_after(step)
-        what = f"with {count} evaluation{'s' * (count > 1)}"
+        what = f" with {count} evaluation{'s' * (count > 1)}" if self.evaluation_steps or self._evaluations else ""
         mean = statistics.fmean(self._steps)
-        return f"the {self.total - step} steps to come will take about {duration(left)} {what} ({mean:.2f} s a step)"
+        return f"the {self.total - step} steps to come will take about {duration(left)}{what} ({mean:.2f} s a step)"

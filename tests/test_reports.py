@@ -968,8 +968,8 @@ def test_runs_that_do_not_compare_are_shown_apart(tmp_path: Path, data: Annotate
     assert text.count("above") == 1
     assert "are shown apart" in text
     page = write_report(folders, tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Measured on the same, 1 of 2" in page
-    assert "Measured on the same, 2 of 2" in page
+    assert "Runs that can be compared, 1 of 2" in page
+    assert "Runs that can be compared, 2 of 2" in page
     titles = [panel.title for panel in all_figures(runs, ["a", "b", "c"])["ap"].panels]
     assert titles == ["mask AP (1 of 2)", "mask AP (2 of 2)"]
     assert "shown apart" not in headline(runs[:2], ["a", "b"])

@@ -132,7 +132,7 @@ def _comparisons(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Table
     groups = comparable(runs)
     found = []
     for number, group in enumerate(groups, 1):
-        title = "Runs side by side" if len(groups) == 1 else f"Measured on the same, {number} of {len(groups)}"
+        title = "Runs side by side" if len(groups) == 1 else f"Runs that can be compared, {number} of {len(groups)}"
         found.append(tables.run_comparison([runs[at] for at in group], [names[at] for at in group], title))
     return found
 
