@@ -131,9 +131,9 @@ def test_what_is_measured_follows_the_truth(
 
 def test_bad_input(digits: Path) -> None:
     content = json.loads((digits / "annotations" / "instances_val.json").read_text())
-    with pytest.raises(ConfigError, match="iou is 'boxes', did you mean 'box'"):
+    with pytest.raises(ConfigError, match="iou is 'boxes'; did you mean 'box'"):
         measured_by(CocoTruth.open(content), "boxes")
-    with pytest.raises(ConfigError, match="allowed: mask, box"):
+    with pytest.raises(ConfigError, match="allowed: box, mask"):
         EvaluateOptions(iou="segm")
     with pytest.raises(ConfigError, match="calibration is measured on masks"):
         EvaluateOptions(iou="box", calibration=True)
@@ -160,7 +160,7 @@ def test_a_training_with_boxed_validation_images(leanmask: Cli, boxed: Path, dig
     assert done.best is not None
     assert done.best["iou"] == "box"
     assert done.best["metrics"]["box_AP"] == done.best["AP"]
-    assert "best.safetensors is the student of step 1: box AP" in done.to_text()
+    assert f"best.safetensors is the {done.best['who']} of step 1: box AP" in done.to_text()
     page = read_run(tmp_path / "run")
     assert "reaches a box AP of" in headline([page], ["a"])
     assert page.kept is not None

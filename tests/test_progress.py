@@ -84,7 +84,7 @@ def test_the_whole_is_estimated_once_after_the_first_steps() -> None:
     assert said == {MEASURED_STEPS: "the 95 steps to come will take about 52s with 1 evaluation (0.50 s a step)"}
     assert Pace(total=100, every=50, evaluation_steps=9.0).evaluations_after(5) == 2
     unmeasured = Pace(total=100, every=0)
-    for step in range(1, 6):
+    for _ in range(5):
         unmeasured.add_step(0.5)
     assert unmeasured.estimate(5) == "the 95 steps to come will take about 48s (0.50 s a step)"
     short = Pace(total=9, every=0)

@@ -711,10 +711,9 @@ def test_small_masks_stay_visible_on_a_reduced_picture(side: int) -> None:
     mask[1003 : 1003 + side, 1501 : 1501 + side] = 1
     image = Image.new("RGB", (3000, 2000), "grey")
     drawn = np.asarray(draw_overlay(image, [result(1, 7, mask, 0.9)], {}, scale=0.1))
-    found = np.argwhere((drawn[95:106, 145:156] == class_colour(7)).all(axis=2)) + np.array([95, 145])
-    assert len(found) >= 8, "its box is large enough to be seen"
-    assert abs(found.mean(axis=0) - (100.5, 150.3)).max() < 1.5, "and where the mask is"
-    assert tuple(drawn[100, 150].tolist()) == class_colour(7), "as is the pixel itself"
+    around = (drawn[98:104, 147:154] == class_colour(7)).all(axis=2)
+    assert around.sum() >= 8, "its box is large enough to be seen"
+    assert around[2, 3], "and the pixel itself is painted"
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 2.0])
@@ -722,8 +721,9 @@ def test_outlines_are_those_of_a_square_erosion(scale: float) -> None:
     rng = np.random.default_rng(0)
     smooth_noise = np.asarray(Image.fromarray(rng.integers(0, 255, (12, 12), dtype=np.uint8)).resize((96, 96)))
     mask = (smooth_noise > 120).astype(np.uint8)
-    row = {"category_id": 7, "segmentation": encoded(mask), "bbox": [-90, -90, 1, 1]}  # the box lies outside
-    drawn = np.asarray(draw_overlay(Image.new("RGB", (96, 96)), [row], {}, scale=scale))
+    outside = {"category_id": 7, "bbox": [-90, -90, 1, 1]}  # so many of a class have no names
+    rows = [outside | {"segmentation": encoded(mask)}, *([outside] * 40)]
+    drawn = np.asarray(draw_overlay(Image.new("RGB", (96, 96)), rows, {}, scale=scale))
     whole = drawn.any(axis=2)
     inner = Image.fromarray(np.pad(whole, 9).astype(np.uint8)).filter(ImageFilter.MinFilter(5))
     rim = whole & ~(np.asarray(inner)[9:-9, 9:-9] > 0)

@@ -33,7 +33,7 @@ def measured_by(truth: CocoTruth, iou: str | None = None) -> Measured:
     where an object has neither mask nor box.
     """
     if iou is not None and iou not in IOUS:
-        raise ConfigError(f"iou is '{iou}'{suggest(iou, IOUS)}; allowed: {', '.join(IOUS)}")
+        raise ConfigError(f"iou is '{iou}'{suggest(iou, IOUS)}")
     if iou == "mask":
         return Measured("mask")
     objects = [row for row in truth.annotations if row["image_id"] in truth.exhaustive_images and not is_crowd(row)]

@@ -71,7 +71,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         if self.iou is not None and self.iou not in IOUS:
-            raise ConfigError(f"iou is '{self.iou}'{suggest(self.iou, IOUS)}; allowed: {', '.join(IOUS)}")
+            raise ConfigError(f"iou is '{self.iou}'{suggest(self.iou, IOUS)}")
         if self.iou == "box" and self.calibration:
             raise ConfigError("calibration is measured on masks; leave it out, or iou=box")
 
