@@ -107,9 +107,10 @@ def test_pictures_of_large_images_are_reduced_and_it_is_said(
 def predicted(trained: TrainSummary, sparse: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything that the run finds on the validation images, in another order and in another folder."""
     out = tmp_path_factory.mktemp("predicted")
-    content = json.loads((sparse / "annotations" / "instances_val.json").read_text())
-    folder = locate(sparse)["val"].images
-    files = [folder / row["file_name"] for row in content["images"]]
+    val = locate(sparse)["val"]
+    assert val.annotations is not None
+    content = json.loads(val.annotations.read_text())
+    files = [val.images / row["file_name"] for row in content["images"]]
     return predict(trained.folder, files[::-1], out / "p", ALL).results
 
 

@@ -204,8 +204,8 @@ def test_an_evaluation_leaves_pictures_in_folder_tensorboard_and_report(
     assert "pictures" not in fakes.read_lines(out, "eval")[0]["metrics"]
     page = write_report([out], tmp_path / "report.html").read_text()
     assert summary.best is not None
-    assert f"the {summary.best['who']} as last evaluated, step 12" in page
-    for picture in read_pictures(out / "evaluation" / summary.best["who"] / "pictures"):
+    assert f"the {summary.best['who']} of step {summary.best['step']}: predictions on the left" in page
+    for picture in read_pictures(out / "evaluation" / "best" / "pictures"):
         assert picture.uri in page
 
 

@@ -123,7 +123,8 @@ class PredictSummary:
                 f"{self.best_score:.2f}"
             )
         if self.skipped:
-            lines.append(f"{len(self.skipped)} files could not be read: {few(self.skipped)}")
+            count = len(self.skipped)
+            lines.append(f"{count} file{'s' * (count > 1)} could not be read: {few(self.skipped)}")
         lines += [f"no picture: {problem}" for problem in self.undrawn]
         return "\n".join(lines)
 

@@ -76,7 +76,8 @@ class PseudoSummary:
             seen = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.best.items())
             lines.append(f"nothing passed the thresholds; the best that was seen: {seen}")
         if self.skipped:
-            lines.append(f"{len(self.skipped)} files could not be read: {few(self.skipped)}")
+            count = len(self.skipped)
+            lines.append(f"{count} file{'s' * (count > 1)} could not be read: {few(self.skipped)}")
         return "\n".join(lines)
 
 
