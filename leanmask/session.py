@@ -107,8 +107,9 @@ class Session:
             split = self.config.data.val_split
             return f"no image of split '{split}' is annotated exhaustively: nothing is measured, the teacher is kept"
         assert val.annotations is not None
+        truth = CocoTruth.open(val.annotations)
         try:
-            self.measured = measured_by(CocoTruth.open(val.annotations))
+            self.measured = measured_by(truth)
         except DataError as error:
             return f"{error}: nothing is measured, the teacher is kept"
         return None
