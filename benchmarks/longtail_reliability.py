@@ -26,11 +26,11 @@ from leanmask.reports.collect import read_run, section
 def measured(name: str, folder: Path) -> dict[str, Any]:
     """One row. Raises RunError for a folder that is no run, or was never evaluated with calibration."""
     run = read_run(folder)
-    who = run.best_network
-    if who is None or not run.final[who].calibration:
+    kept = run.kept
+    if kept is None or not kept.calibration:
         raise RunError(f"{folder} was not evaluated with evaluation.calibration=true")
     split = section(run.config, "data").get("val_split") or "val"
-    return _rounded({"name": name, "run": str(folder), "who": who, "split": split, **run.final[who].calibration})
+    return _rounded({"name": name, "run": str(folder), "who": kept.who, "split": split, **kept.calibration})
 
 
 def _rounded(value: Any) -> Any:

@@ -8,8 +8,9 @@ names (`_steps`, `_px`, `_fraction`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 import yaml
@@ -152,7 +153,8 @@ class TrainConfig(Frozen):
     patience: int = Field(
         0,
         ge=0,
-        description="evaluations in a row without a better mask AP that end the training early, `best` kept; 0 = never",
+        description="evaluations in a row without a better AP (of masks, or of boxes where an object of the validation "
+        "split has no mask) that end the training early, `best` kept; 0 = never",
     )
     checkpoint_every_steps: int = Field(200, ge=1)
     log_every_steps: int = Field(10, ge=1)
@@ -246,6 +248,23 @@ def set_setting(settings: dict[str, Any], dotted: str, value: Any) -> dict[str, 
     for part in reversed(dotted.split(".")):
         value = {part: value}
     return merge(settings, value)
+
+
+def without_places(settings: Any) -> Any:
+    """Settings in which every path of this machine is its last part alone: "/home/me/data" is "data", "clip:/home/me/x"
+    is "clip:x". Other texts stay as they are.
+    """
+    if isinstance(settings, Mapping):
+        return {key: without_places(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [without_places(value) for value in settings]
+    if not isinstance(settings, str):
+        return settings
+    kind, path = re.fullmatch(r"((?:[a-z_]{2,}:)?)(.*)", settings, re.DOTALL).groups()  # type: ignore[union-attr]
+    for flavour in (PurePosixPath, PureWindowsPath):
+        if flavour(path).is_absolute() or path.startswith("~"):
+            return f"{kind}{flavour(path).name or '.'}"
+    return settings
 
 
 def commented_yaml(settings: Mapping[str, Any], reasons: Mapping[str, str], prefix: str = "") -> str:

@@ -8,18 +8,19 @@ from collections import deque
 from leanmask.reports.layout import duration
 
 UNUSUAL_STEPS = 2  # the first ones of a process: memory is asked for, kernels are chosen, loaders start
-MEASURED_STEPS = 10  # after so many there is an estimate of the whole
+MEASURED_STEPS = 5  # after so many there is an estimate of the whole
 RECENT_STEPS = 100
 
 
 class Pace:
     """Seconds per step and per evaluation of one sitting, as measured, and the estimate that follows from them.
 
-    total: steps of the training. every: steps between evaluations, 0 = only one, at the end.
+    total: steps of the training. every: steps between evaluations, 0 = only one, at the end. evaluation_steps: how many
+    steps an evaluation is reckoned to take as long as, until one was measured.
     """
 
-    def __init__(self, total: int, every: int) -> None:
-        self.total, self.every = total, every
+    def __init__(self, total: int, every: int, evaluation_steps: float = 0.0) -> None:
+        self.total, self.every, self.evaluation_steps = total, every, evaluation_steps
         self._steps: deque[float] = deque(maxlen=RECENT_STEPS)
         self._evaluations: list[float] = []
         self._seen = 0
@@ -41,11 +42,12 @@ class Pace:
         return 1 + ((self.total - 1) // self.every - step // self.every if self.every else 0)
 
     def seconds_left(self, step: int) -> float | None:
-        """Estimate of what the rest takes, with the evaluations once one was measured; None before there is one."""
+        """Estimate of what the rest takes, evaluations included; None before a step was measured."""
         if not self._steps:
             return None
-        evaluations = statistics.fmean(self._evaluations) if self._evaluations else 0.0
-        return statistics.fmean(self._steps) * (self.total - step) + evaluations * self.evaluations_after(step)
+        mean = statistics.fmean(self._steps)
+        evaluation = statistics.fmean(self._evaluations) if self._evaluations else mean * self.evaluation_steps
+        return mean * (self.total - step) + evaluation * self.evaluations_after(step)
 
     def log_line(self, step: int, loss: float, seconds_step: float) -> str:
         """What a log says between evaluations. loss: of all parts. seconds_step: mean since the line before."""
@@ -61,6 +63,6 @@ class Pace:
             return None
         left = self.seconds_left(step)
         count = self.evaluations_after(step)
-        what = "evaluations included" if self._evaluations else f"{count} evaluation{'s' * (count > 1)} not counted"
+        what = f" with {count} evaluation{'s' * (count > 1)}" if self.evaluation_steps or self._evaluations else ""
         mean = statistics.fmean(self._steps)
-        return f"the {self.total - step} steps to come will take about {duration(left)} ({mean:.2f} s a step; {what})"
+        return f"the {self.total - step} steps to come will take about {duration(left)}{what} ({mean:.2f} s a step)"

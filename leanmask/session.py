@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,30 +14,32 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from leanmask.config import DataConfig, commented_yaml
+from leanmask.config import DataConfig, commented_yaml, without_places
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.dataset import EvalDataset, ImageSource, TrainDataset
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.loader import BatchSizes, StepLoader, evaluation_batches
 from leanmask.data.unlabelled import ImagePool, open_pool, require_apart, unlabelled_sources
-from leanmask.engine.checkpoint import fit_weights, load_weights
-from leanmask.engine.job import Evaluated, Job, TrainResult
+from leanmask.engine.checkpoint import fit_weights, load_weights, weights_metadata
+from leanmask.engine.job import Best, Evaluated, Job, TrainResult
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import train as run_job
 from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.evaluation.coco_files import CocoTruth
+from leanmask.evaluation.coverage import Measured, measured_by
 from leanmask.evaluation.pseudo_quality import PseudoImage, pseudo_quality
-from leanmask.evaluation.validator import Validator
+from leanmask.evaluation.validator import METRICS_NAME, Validator
 from leanmask.methods.base import Method, TrainingFacts
 from leanmask.models.base import Model
 from leanmask.pace import Pace
+from leanmask.planning.timing import evaluation_steps
 from leanmask.records import Instances, Views
 from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
 from leanmask.reports.evaluation_pictures import EvaluationPictures, spread
 from leanmask.reports.pictures import read_truth
 from leanmask.settings import RunConfig, stored
 from leanmask.settling import annotated, labelled_census
-from leanmask.summary import Line, LogLine, OnStep, TrainSummary
+from leanmask.summary import BEST_FOLDER, Line, LogLine, OnStep, TrainSummary, score_of
 from leanmask.version import __version__
 
 # Pseudo-labels are measured on at most this many training images, spread evenly.
@@ -71,7 +74,8 @@ class Session:
         self.validation = AnnotationStore.open(
             val.annotations, val.images, unannotated=unannotated, classes=self.classes
         )
-        self.measurable = self.validation.census().exhaustive_images > 0
+        self.unmeasured = self._why_unmeasured()
+        self.measurable = self.unmeasured is None
         self.method: Method = config.build_method(self._facts(census))
         self.unlabelled = self._unlabelled(splits) if self.method.uses_unlabelled else None
         self.loader = self._loader()
@@ -85,10 +89,28 @@ class Session:
         if config.train.teacher_weights is not None:
             self._start_as(self.teacher.model, Path(config.train.teacher_weights))
         self.metrics: dict[str, dict[str, float]] = {}
-        self.pace = Pace(config.train.steps, config.train.eval_every_steps)
+        measured = evaluation_steps(config, len(self.validation)) if self.measurable else 0.0
+        self.pace = Pace(config.train.steps, config.train.eval_every_steps, measured)
         self._pictures: EvaluationPictures | None = None
         self._on_progress: OnStep | None = None
         self._evaluating_seconds = 0.0  # since the last step
+
+    def _why_unmeasured(self) -> str | None:
+        """A sentence where nothing of the validation split can be measured. Where it is not masks but boxes that are,
+        `measured` says so.
+        """
+        val = self.files[self.config.data.val_split]
+        self.measured: Measured | None = None
+        if not self.validation.census().exhaustive_images:
+            split = self.config.data.val_split
+            return f"no image of split '{split}' is annotated exhaustively: nothing is measured, the teacher is kept"
+        assert val.annotations is not None
+        truth = CocoTruth.open(val.annotations)
+        try:
+            self.measured = measured_by(truth)
+        except DataError as error:
+            return f"{error}: nothing is measured, the teacher is kept"
+        return None
 
     def _start_as(self, model: Model, path: Path) -> None:
         """Give a network the weights of a file, which must have learned from images normalised as this run's are."""
@@ -162,6 +184,7 @@ class Session:
         data = {
             "classes": self.classes.to_json(),
             "census": {train: self.labelled.census().to_json(), val: self.validation.census().to_json()},
+            "fingerprints": {val: self.validation.fingerprint()},  # what scores of two runs can be compared on
             "splits": {
                 name: {"annotations": str(files.annotations), "images": str(files.images)}
                 for name, files in self.files.items()
@@ -195,12 +218,7 @@ class Session:
 
         self._on_progress = on_progress
         told = [self.labelled.census().to_text(), f"weights: {self.student.weights_note}", self.method.notice]
-        if not self.measurable:
-            val = self.config.data.val_split
-            told.append(
-                f"no image of split '{val}' is annotated exhaustively: nothing is measured, the teacher is kept"
-            )
-        told.append(self._useless_patience())
+        told += [self.unmeasured, self.measured.note if self.measured else None, self._useless_patience()]
         self._tell(0, Line("; ".join(part for part in told if part)))
         job = Job(
             student=self.student,
@@ -214,6 +232,7 @@ class Session:
             describe=self.describe(),
             on_progress=report,
             on_log=report_log,
+            on_best=self.keep_evaluation,
         )
         return self.summary(run_job(job, resume))
 
@@ -231,10 +250,12 @@ class Session:
             self._on_progress(step, self.config.train.steps, note)
 
     def describe(self) -> dict[str, Any]:
-        """What a weights file must say of itself to be used without its run folder."""
+        """What a weights file must say of itself to be used without its run folder: no path of this machine, as the
+        file may be shared.
+        """
         return {
             "classes": self.classes.to_json(),
-            "config": self.config.model_dump(mode="json"),
+            "config": without_places(self.config.model_dump(mode="json")),
             "preprocessing": {
                 "image_size": self.config.data.image_size,
                 "channels": "RGB",
@@ -249,19 +270,54 @@ class Session:
     def summary(self, result: TrainResult) -> TrainSummary:
         """The result with the last metrics, read back where this process did not measure them itself."""
         for who in self.config.evaluation.who:
-            path = self.folder / "evaluation" / who / "metrics.json"
+            path = self.folder / "evaluation" / who / METRICS_NAME
             if who not in self.metrics and path.is_file():
-                found = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-                self.metrics[who] = {name: float("nan") if value is None else value for name, value in found.items()}
+                self.metrics[who] = _numbers(json.loads(path.read_text(encoding="utf-8"))["metrics"])
         return TrainSummary(
             self.folder,
             result.steps,
             result.seconds,
             self.metrics,
-            result.best,
+            self._best(result.best),
             unreadable=result.unreadable,
             stopped_early=result.stopped_early,
         )
+
+    def keep_evaluation(self, best: Best) -> None:
+        """Keep what was measured and drawn of the network that `best.safetensors` holds now, beside the last
+        evaluation: in `evaluation/best`. Raises RunError when files cannot be written.
+        """
+        kept = self.folder / "evaluation" / BEST_FOLDER
+        new = kept.with_name(f".{BEST_FOLDER}.new")
+        source = self.folder / "evaluation" / best["who"]
+        if not (source / METRICS_NAME).is_file():
+            return
+        try:
+            shutil.rmtree(new, ignore_errors=True)  # of a run that was killed here
+            shutil.copytree(source, new)
+            told = json.loads((new / METRICS_NAME).read_text(encoding="utf-8"))
+            (new / METRICS_NAME).write_text(json.dumps({**best, **told}, indent=1), encoding="utf-8")
+            shutil.rmtree(kept, ignore_errors=True)
+            new.rename(kept)
+        except OSError as error:
+            raise RunError(f"cannot write {kept}: {error.strerror or error}") from None
+
+    def _best(self, best: Best | None) -> dict[str, Any] | None:
+        """Which network `best.safetensors` holds, and what was measured of it, as the files say."""
+        path = self.folder / "best.safetensors"
+        if best is None or not path.is_file():
+            return None if best is None else dict(best)
+        # A run that was killed between its best evaluation and its next checkpoint has a better file than it remembers.
+        said = weights_metadata(path)
+        found: dict[str, Any] = {**best, **{key: said[key] for key in ("who", "iou") if key in said}}
+        found |= {key: json.loads(said[key]) for key in ("step", "AP") if key in said}
+        try:
+            told = json.loads((path.parent / "evaluation" / BEST_FOLDER / METRICS_NAME).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a run of before there was such a folder
+            return found
+        if (told.get("who"), told.get("step")) == (found["who"], found["step"]):
+            found["metrics"] = _numbers(told["metrics"])
+        return found
 
     def evaluate(self, step: int) -> Evaluated:
         """Measure and draw the networks on the validation split, and the pseudo-labels where hidden truth is there."""
@@ -277,6 +333,7 @@ class Session:
             max_detections=self.config.evaluation.max_detections,
             protocol=self.config.evaluation.protocol,
             calibration=self.config.evaluation.calibration,
+            iou=self.measured.iou if self.measured else None,
         )
         networks = {"student": self.student, "teacher": self.teacher.model}
         measured: dict[str, dict[str, Any]] = {}
@@ -289,7 +346,8 @@ class Session:
                 measured[who] = {**evaluation.metrics, "per_class": evaluation.per_class, "pictures": pictures}
                 self.metrics[who] = evaluation.metrics
         if measured:
-            found = ", ".join(f"{who} mask AP {100 * metrics['AP']:.1f}" for who, metrics in measured.items())
+            scores = {who: score_of(metrics) for who, metrics in measured.items()}
+            found = ", ".join(f"{who} {name} {100 * ap:.1f}" for who, (name, ap) in scores.items())
             self._tell(step, Line(f"step {step} of {self.config.train.steps}: {found}"))
         if self.state.is_main_process and (quality := self.pseudo_quality()):
             measured["pseudo"] = quality
@@ -349,6 +407,11 @@ class Session:
             names = {Path(str(row["file_name"])).name: key for key, row in known.images.items()}
             found = [replace(image, image_id=names[Path(file).name]) for image, file in zip(found, files, strict=True)]
         return pseudo_quality(found, known, self.classes.ids).to_json()
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics as JSON has them, where NaN is null."""
+    return {name: float("nan") if value is None else value for name, value in metrics.items()}
 
 
 def _ids(instances: Instances) -> frozenset[int]:

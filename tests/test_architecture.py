@@ -44,9 +44,9 @@ ALLOWED: dict[str, set[str]] = {
     "labels": BASE,
     "models": BASE,
     "methods": BASE | {"labels", "models.base"},
-    "engine": BASE | {"models.base", "methods.base"},
+    "engine": BASE | {"models.base", "methods.base", "summary"},
     "evaluation": BASE | {"models.base", "labels.calibrate"},
-    "reports": {"errors", "version"},
+    "reports": {"errors", "version", "rle", "summary"},
     # Labelling needs neither tensors nor models: see test_labelling_is_light.
     "annotate": {"errors", "version", "geometry", "rle", "supervision", "costs", "data"},
 }

@@ -57,6 +57,8 @@ def test_the_time_left_by_hand() -> None:
     for seconds in (30.0, 30.0, 2.0, 4.0):  # the first two are unusual
         pace.add_step(seconds)
     assert pace.seconds_left(10) == 3 * 90
+    pace.evaluation_steps = 4.0  # until an evaluation was measured
+    assert pace.seconds_left(10) == 3 * 90 + 3 * 4 * 3
     pace.add_evaluation(7.0)
     assert pace.seconds_left(40) == 3 * 60 + 2 * 7  # at 80 and at the end
     assert pace.seconds_left(99) == 3 + 7
@@ -74,16 +76,19 @@ def test_evaluations_to_come_are_those_that_the_engine_will_do(total: int, every
 
 
 def test_the_whole_is_estimated_once_after_the_first_steps() -> None:
-    pace, said = Pace(total=100, every=0), {}
+    pace, said = Pace(total=100, every=0, evaluation_steps=9.0), {}
     for step in range(1, 31):
         pace.add_step(9.0 if step < 3 else 0.5)
         if (estimate := pace.estimate(step)) is not None:
             said[step] = estimate
-    assert said == {
-        MEASURED_STEPS: "the 90 steps to come will take about 45s (0.50 s a step; 1 evaluation not counted)"
-    }
-    short = Pace(total=15, every=0)
-    for step in range(1, 16):
+    assert said == {MEASURED_STEPS: "the 95 steps to come will take about 52s with 1 evaluation (0.50 s a step)"}
+    assert Pace(total=100, every=50, evaluation_steps=9.0).evaluations_after(5) == 2
+    unmeasured = Pace(total=100, every=0)
+    for _ in range(5):
+        unmeasured.add_step(0.5)
+    assert unmeasured.estimate(5) == "the 95 steps to come will take about 48s (0.50 s a step)"
+    short = Pace(total=9, every=0)
+    for step in range(1, 10):
         short.add_step(1.0)
         assert short.estimate(step) is None, "it is over before one has read it"
 
@@ -144,8 +149,9 @@ def test_a_training_tells_losses_time_and_scores(logged: tuple[Path, list[str], 
     assert [float(note.split("loss ")[1].split(",")[0]) for note in logs] == [
         pytest.approx(sum(each.values()), abs=6e-4) for each in losses
     ]
-    census, *scores = (note for note in notes if isinstance(note, Line))
+    census, estimate, *scores = (note for note in notes if isinstance(note, Line))
     assert census.startswith("16 images")
+    assert re.fullmatch(r"the 7 steps to come will take about .+ with 2 evaluations \(\d+\.\d\d s a step\)", estimate)
     measured = {(line["step"], line["who"]): 100 * line["metrics"]["AP"] for line in fakes.read_lines(out, "eval")}
     assert scores == [
         f"step {step} of 12: student mask AP {measured[step, 'student']:.1f}, "
@@ -198,8 +204,8 @@ def test_an_evaluation_leaves_pictures_in_folder_tensorboard_and_report(
     assert "pictures" not in fakes.read_lines(out, "eval")[0]["metrics"]
     page = write_report([out], tmp_path / "report.html").read_text()
     assert summary.best is not None
-    assert f"the {summary.best['who']} as last evaluated, step 12" in page
-    for picture in read_pictures(out / "evaluation" / summary.best["who"] / "pictures"):
+    assert f"the {summary.best['who']} of step {summary.best['step']}: predictions on the left" in page
+    for picture in read_pictures(out / "evaluation" / "best" / "pictures"):
         assert picture.uri in page
 
 

@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,13 +20,14 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 from pycocotools import mask as coco_mask
 from rich.console import Console
 from safetensors.numpy import save_file
 
 from leanmask.errors import DataError, RunError
 from leanmask.reports import gallery
+from leanmask.reports.calibration import draw_reliability, frequency_figures, reliability_figures
 from leanmask.reports.collect import AnnotatedImages, fraction, read_run
 from leanmask.reports.figures import Line, all_figures, smooth
 from leanmask.reports.gallery import draw_labelled
@@ -44,6 +46,7 @@ from leanmask.reports.tables import (
     per_class_ap,
     run_comparison,
 )
+from leanmask.reports.trust import NAMES, draw_trust
 
 SIDE = 48
 CLASSES = {7: "<b>bold</b>", 90: "plain & simple"}
@@ -110,9 +113,9 @@ def make_run(folder: Path, files: AnnotatedImages, ap: float = 0.25, method: str
     ]
     metrics = {"metrics": {"AP": ap, "AP50": 2 * ap, "APs": -1}, "per_class": per_class, "notes": ["maxDets is 100"]}
     found = [result(at, 7 if at % 2 else 90, rectangle(8, 8, 32, 24), 0.9) for at in range(1, 7 if ap > 0.3 else 4)]
-    for who in ("student", "teacher"):
+    for who in ("student", "teacher", "best"):
         (folder / "evaluation" / who).mkdir(parents=True)
-        text = json.dumps(metrics | {"step": 40})
+        text = json.dumps(metrics | ({"who": "student", "step": 20} if who == "best" else {"step": 40}))
         (folder / "evaluation" / who / "metrics.json").write_text(text, encoding="utf-8")
         (folder / "evaluation" / who / "coco_instances_results.json").write_text(json.dumps(found), encoding="utf-8")
     save_file({"w": np.zeros(1)}, folder / "best.safetensors", {"who": "student", "step": "20", "AP": "0.2"})
@@ -141,7 +144,9 @@ def test_read_run_reads_everything(tmp_path: Path, data: AnnotatedImages) -> Non
     assert [row["step"] for row in run.journal.train] == [10, 20, 30, 40]
     assert run.train_seconds == pytest.approx(20.0)
     assert run.final["teacher"].ap == 0.25
-    assert run.best_network == "student"
+    assert run.kept is not None
+    assert (run.kept.who, run.kept.step, run.kept.ap) == ("student", 20, 0.25)
+    assert run.kept_files == run.folder / "evaluation" / "best"
     assert run.validation == data
     assert set(run.results) == {"student", "teacher"}
     assert run.problems == ()
@@ -174,12 +179,15 @@ def test_line_written_twice_counts_once(tmp_path: Path, data: AnnotatedImages) -
 
 def test_numbers_fall_back_to_the_journal(tmp_path: Path, data: AnnotatedImages) -> None:
     folder = make_run(tmp_path / "a", data)
-    for who in ("student", "teacher"):
+    for who in ("student", "teacher", "best"):
         (folder / "evaluation" / who / "metrics.json").unlink()
     run = read_run(folder)
     assert set(run.final) == {"teacher"}
     assert run.final["teacher"].from_journal
-    assert run.best_network == "teacher"
+    assert run.kept is not None
+    assert (run.kept.who, run.kept.step, run.kept.ap) == ("student", 20, 0.2), "what the weights file says"
+    (folder / "best.safetensors").unlink()
+    assert read_run(folder).kept == run.final["teacher"]
 
 
 def test_broken_files_become_problems(tmp_path: Path, data: AnnotatedImages) -> None:
@@ -376,6 +384,57 @@ def test_long_curves_stay_small_and_keep_their_end(tmp_path: Path, data: Annotat
     groups = all_figures([read_run(folder)], ["a"])
     assert all(len(panel.svg) < 40_000 for group in groups.values() for panel in group.panels)
     assert "to 5e-05" in groups["losses"].panels[0].alt or "to 5.0" in groups["losses"].panels[0].alt
+
+
+def svg_texts(svg: str) -> list[str]:
+    """Everything that an SVG says in words."""
+    return [
+        "".join(element.itertext()) for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")
+    ]
+
+
+def test_no_figure_shows_tex(tmp_path: Path, data: AnnotatedImages) -> None:
+    """Tick labels of every axis, and names with dollars, are plain text."""
+    folder = make_run(tmp_path / "$a$", data)
+    bins = [{"low": 0.1 * at, "high": 0.1 * at + 0.1, "confidence": 0.1 * at, "accuracy": 0.5} for at in range(10)]
+    told = json.loads((folder / "evaluation" / "best" / "metrics.json").read_text())
+    told["calibration"] = {"ece": 0.1, "bins": [{**each, "count": 3} for each in bins], "per_class": []}
+    (folder / "evaluation" / "best" / "metrics.json").write_text(json.dumps(told), encoding="utf-8")
+    counts = json.loads((folder / "data.json").read_text())["census"]["train"]
+    pages = []
+    for images in ((6, 7), (1, 9), (3, 4000)):
+        named = dict(zip(CLASSES.values(), images, strict=True))
+        tell(folder, census={"train": counts | {"class_images": named}})
+        runs = [read_run(folder)]
+        groups = [*all_figures(runs, ["$a$"]).values(), frequency_figures(runs, ["$a$"])]
+        groups.append(reliability_figures(runs, ["$a$"]))
+        assert all(group.panels for group in groups)
+        pages += [panel.svg for group in groups for panel in group.panels]
+        ticks = [float(text.replace(",", "")) for text in svg_texts(frequency_figures(runs, ["x"]).panels[0].svg)[:3]]
+        assert ticks == sorted(ticks)
+        assert 0.9 * min(images) <= ticks[0] <= ticks[-1] <= 1.1 * max(images)
+    measured = {
+        "bins": {key: [{**each, "mask_iou": 0.5, "right_class": 0.5, "count": 1} for each in bins] for key in NAMES}
+    }
+    draw_trust(measured, tmp_path / "trust.svg")
+    draw_reliability({"$a$": told["calibration"]}, tmp_path / "reliability.svg")
+    pages += [(tmp_path / name).read_text() for name in ("trust.svg", "reliability.svg")]
+    for svg in pages:
+        assert "mathdefault" not in svg
+        assert not any("$" in text for text in svg_texts(svg))
+
+
+def test_sections_without_content_are_left_out(tmp_path: Path, data: AnnotatedImages) -> None:
+    """A supervised run counts nothing but the norm of its gradient, which belongs to the training's curves."""
+    folder = make_run(tmp_path / "a", data)
+    rows = [train_row(step) | {"counts": {"gradient_norm": 0.5}} for step in (10, 20, 30, 40)]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    groups = all_figures([read_run(folder)], ["a"])
+    assert "counts" not in groups
+    assert [panel.title for panel in groups["gradient"].panels] == ["gradient norm"]
+    page = write_report([folder], tmp_path / "r.html").read_text(encoding="utf-8")
+    assert 'id="pseudo"' not in page
+    assert page.index('id="losses"') < page.index("gradient norm")
 
 
 def test_no_rows_no_figures(tmp_path: Path, data: AnnotatedImages) -> None:
@@ -628,13 +687,59 @@ def test_the_page_shows_what_was_labelled(tmp_path: Path, data: AnnotatedImages,
     assert "red cross" not in alone
 
 
+def test_large_pictures_are_reduced_and_read_one_mask_at_a_time() -> None:
+    width, height = 3000, 2000
+    masks = []
+    for number in range(24):
+        mask = np.zeros((height, width), dtype=np.uint8)
+        mask[100 + 20 * number : 900 + 20 * number, 50 * number : 50 * number + 900] = 1
+        masks.append(result(1, number, mask, 0.9))
+    image = Image.new("RGB", (width, height), "grey")
+    scale = readable_scale(image.size, longest_px=600)
+    tracemalloc.start()
+    drawn = draw_overlay(image, masks, {}, scale=scale)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert drawn.size == (600, 400)
+    assert peak < 3 * width * height, "24 masks of this size, not one, would take 144 million bytes"
+    assert readable_scale(image.size, longest_px=None) == 1.0
+
+
+@pytest.mark.parametrize("side", [1, 2, 7])
+def test_small_masks_stay_visible_on_a_reduced_picture(side: int) -> None:
+    mask = np.zeros((2000, 3000), dtype=np.uint8)
+    mask[1003 : 1003 + side, 1501 : 1501 + side] = 1
+    image = Image.new("RGB", (3000, 2000), "grey")
+    drawn = np.asarray(draw_overlay(image, [result(1, 7, mask, 0.9)], {}, scale=0.1))
+    around = (drawn[98:104, 147:154] == class_colour(7)).all(axis=2)
+    assert around.sum() >= 8, "its box is large enough to be seen"
+    assert around[2, 3], "and the pixel itself is painted"
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 2.0])
+def test_outlines_are_those_of_a_square_erosion(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    smooth_noise = np.asarray(Image.fromarray(rng.integers(0, 255, (12, 12), dtype=np.uint8)).resize((96, 96)))
+    mask = (smooth_noise > 120).astype(np.uint8)
+    outside = {"category_id": 7, "bbox": [-90, -90, 1, 1]}  # so many of a class have no names
+    rows = [outside | {"segmentation": encoded(mask)}, *([outside] * 40)]
+    drawn = np.asarray(draw_overlay(Image.new("RGB", (96, 96)), rows, {}, scale=scale))
+    whole = drawn.any(axis=2)
+    inner = Image.fromarray(np.pad(whole, 9).astype(np.uint8)).filter(ImageFilter.MinFilter(5))
+    rim = whole & ~(np.asarray(inner)[9:-9, 9:-9] > 0)
+    assert ((drawn == class_colour(7)).all(axis=2) == rim).all()
+    if scale == 1.0:
+        assert (whole == (mask > 0)).all()
+    assert whole.mean() == pytest.approx(mask.mean(), abs=0.03)
+
+
 def test_scaled_overlay() -> None:
     scale = readable_scale((SIDE, SIDE))
     drawn = draw_overlay(Image.new("RGB", (SIDE, SIDE)), [result(1, 7, rectangle(0, 24, 48, 24), 0.9)], {}, scale=scale)
     assert (scale, drawn.size) == (6.0, (288, 288))
     below = np.asarray(drawn)[200:280].any(axis=2)
     assert below.mean() > 0.99
-    assert readable_scale((4000, 3000)) == 1.0
+    assert readable_scale((1500, 1000)) == 1.0
 
 
 def test_sixteen_bit_images_are_stretched() -> None:
@@ -809,9 +914,80 @@ def test_page_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
         assert part in text
 
 
-def test_page_says_when_better_weights_are_older(tmp_path: Path, data: AnnotatedImages) -> None:
-    text = write_report([make_run(tmp_path / "a", data)], tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "best.safetensors holds the student of step 20; the numbers on this page are those of step 40" in text
+def keep(folder: Path, step: int, ap: float, who: str = "teacher") -> None:
+    """Make a run of `make_run` say that best.safetensors holds this network."""
+    save_file({"w": np.zeros(1)}, folder / "best.safetensors", {"who": who, "step": str(step), "AP": str(ap)})
+
+
+def test_the_page_shows_the_network_that_the_weights_file_holds(tmp_path: Path, data: AnnotatedImages) -> None:
+    """Its headline, tables and pictures are those of an older evaluation than the last, and say of which step."""
+    folder = make_run(tmp_path / "a", data)
+    kept = folder / "evaluation" / "best" / "metrics.json"
+    per_class = [{"name": CLASSES[7], "id": 7, "AP": 0.62, "count": 3}]
+    told = {"who": "student", "step": 20, "metrics": {"AP": 0.62}, "per_class": per_class}
+    kept.write_text(json.dumps(told), encoding="utf-8")
+    run = read_run(folder)
+    assert headline([run], ["a"]) == "a reaches a mask AP of 62.0 with its student of step 20."
+    row = dict(zip((table := run_comparison([run], ["a"])).headers, table.rows[0], strict=True))
+    assert (row["best"], row["AP"]) == ("student, step 20", "62.0")
+    assert row["AP at the end"] == "teacher 25.0, student 25.0"
+    classes = per_class_ap([run], ["a"])
+    assert classes is not None
+    assert classes.rows == [[CLASSES[7], "3", "62.0"]]
+
+
+def test_numbers_of_another_network_never_stand_for_the_kept_one(tmp_path: Path, data: AnnotatedImages) -> None:
+    """As after a kill between the weights and what was measured of them, or in a run of before both were kept."""
+    folder = make_run(tmp_path / "a", data, ap=0.4)
+    keep(folder, 20, 0.2)
+    run = read_run(folder)
+    assert run.kept is not None
+    assert (run.kept.who, run.kept.step, run.kept.ap, run.kept.from_journal) == ("teacher", 20, 0.2, True)
+    assert run.kept_files is None
+    assert "no pictures: no run has the results" in write_report([folder], tmp_path / "r.html").read_text()
+    keep(folder, 40, 0.4)
+    run = read_run(folder)
+    assert run.kept == run.final["teacher"]
+    assert run.kept_files == folder / "evaluation" / "teacher"
+
+
+def tell(folder: Path, **more: Any) -> None:
+    """Add to a run's data.json."""
+    path = folder / "data.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more), encoding="utf-8")
+
+
+def test_runs_that_do_not_compare_are_shown_apart(tmp_path: Path, data: AnnotatedImages) -> None:
+    folders = [make_run(tmp_path / name, data, ap) for name, ap in (("a", 0.2), ("b", 0.3), ("c", 0.4))]
+    for folder, content in zip(folders, ("x", "x", "y"), strict=True):
+        tell(folder, fingerprints={"val": content})
+    runs = [read_run(folder) for folder in folders]
+    text = headline(runs, ["a", "b", "c"])
+    assert "b reaches a mask AP of 30.0 with its student of step 20, 10.0 points above a (20.0)." in text
+    assert "c reaches a mask AP of 40.0 with its student of step 20. " in text
+    assert text.count("above") == 1
+    assert "are shown apart" in text
+    page = write_report(folders, tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Runs that can be compared, 1 of 2" in page
+    assert "Runs that can be compared, 2 of 2" in page
+    titles = [panel.title for panel in all_figures(runs, ["a", "b", "c"])["ap"].panels]
+    assert titles == ["mask AP (1 of 2)", "mask AP (2 of 2)"]
+    assert "shown apart" not in headline(runs[:2], ["a", "b"])
+
+
+def test_what_makes_scores_comparable(tmp_path: Path, data: AnnotatedImages) -> None:
+    """The recorded content; where a run has none, classes and label counts; and the protocol, and masks or boxes."""
+    folders = [make_run(tmp_path / name, data) for name in "abcde"]
+    counts = json.loads((folders[0] / "data.json").read_text())["census"]["train"]
+    for folder, images in zip(folders, (5, 5, 6, 5, 5), strict=True):
+        tell(folder, census={"train": counts, "val": counts | {"images": images}})
+    (folders[3] / "config.yaml").write_text(yaml.safe_dump({"evaluation": {"protocol": "lvis"}}), encoding="utf-8")
+    boxes = {"who": "student", "step": 20, "metrics": {"box_AP": 0.5}}
+    (folders[4] / "evaluation" / "best" / "metrics.json").write_text(json.dumps(boxes), encoding="utf-8")
+    runs = [read_run(folder) for folder in folders]
+    assert [runs[0].same_measure(run) for run in runs] == [True, True, False, False, False]
+    assert headline([runs[4]], ["e"]) == "e reaches a box AP of 50.0 with its student of step 20."
+    assert run_comparison([runs[4]], ["e"]).headers[4:7] == ("box AP", "box AP50", "box AP75")
 
 
 def test_step_of_a_metrics_file_without_one_is_the_journals(tmp_path: Path, data: AnnotatedImages) -> None:
@@ -833,8 +1009,8 @@ def test_runs_on_other_data_are_left_out_of_the_pictures(tmp_path: Path, data: A
 
 def test_headline_of_equals(tmp_path: Path, data: AnnotatedImages) -> None:
     runs = [read_run(make_run(tmp_path / name, data)) for name in "ab"]
-    assert headline(runs, ["a", "b"]) == "a reaches a mask AP of 25.0 with its student, the same as b."
-    assert headline(runs[:1], ["a"]) == "a reaches a mask AP of 25.0 with its student."
+    assert headline(runs, ["a", "b"]) == "a reaches a mask AP of 25.0 with its student of step 20, the same as b."
+    assert headline(runs[:1], ["a"]) == "a reaches a mask AP of 25.0 with its student of step 20."
 
 
 def test_nothing_is_overwritten_unless_told(tmp_path: Path, data: AnnotatedImages) -> None:

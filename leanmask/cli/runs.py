@@ -27,6 +27,7 @@ from leanmask.methods import METHODS, STAGED
 from leanmask.models import MODELS
 from leanmask.reports.calibration import calibration_tables, draw_reliability
 from leanmask.reports.outcomes import outcome_table
+from leanmask.reports.overlays import LONGEST_PX
 from leanmask.reports.page import write_report
 from leanmask.reports.review import write_review
 from leanmask.reports.tables import class_table, render_rich
@@ -99,7 +100,8 @@ def _say(sentence: str) -> None:
 
 @app.command(
     epilog="Examples: leanmask evaluate runs/a mydata   |   leanmask evaluate results.json mydata --split val   |   "
-    "leanmask evaluate runs/a mydata --protocol lvis --calibration"
+    "leanmask evaluate runs/a mydata --protocol lvis --calibration   |   "
+    "leanmask evaluate runs/a mydata --iou box"
 )
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder, weights file, or a COCO results file.")],
@@ -107,6 +109,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which split of the data set.")] = "val",
     protocol: Annotated[
         str | None, typer.Option(help="coco or lvis (rare, common, frequent classes). [default: the run's own]")
+    ] = None,
+    iou: Annotated[
+        str | None, typer.Option(help="mask or box. [default: mask, or box where an object of the split has no mask]")
     ] = None,
     calibration: Annotated[bool, typer.Option("--calibration", help="Also say how far scores can be trusted.")] = False,
     figure: Annotated[Path | None, typer.Option(help="Draw the reliability diagram into this SVG.")] = None,
@@ -116,7 +121,7 @@ def evaluate(
     if figure is not None and not calibration:
         raise ConfigError("--figure draws the reliability diagram of --calibration; give both")
     with progress("evaluating", as_json) as on_progress:
-        options = EvaluateOptions(protocol, calibration)
+        options = EvaluateOptions(protocol, calibration, iou)
         evaluation = run_evaluate(run, data, split=split, options=options, on_progress=on_progress)
     if figure is not None and evaluation.calibration is not None:
         draw_reliability({run.stem: evaluation.calibration}, figure)
@@ -124,7 +129,7 @@ def evaluate(
         print_json(evaluation.to_json())
         return
     output.print(evaluation.summary, markup=False)
-    output.print(render_rich(class_table(evaluation.per_class)))
+    output.print(render_rich(class_table(evaluation.per_class, evaluation.iou)))
     if (outcomes := outcome_table({"share": evaluation.outcomes})) is not None:
         output.print(render_rich(outcomes))
     if evaluation.calibration is not None:
@@ -141,11 +146,15 @@ def predict(
     out: Out,
     score: Annotated[float, typer.Option(min=0, max=1, help="Draw and write objects from this score on.")] = 0.5,
     overlays: Annotated[bool, typer.Option(help="Write pictures with the masks drawn in.")] = True,
+    overlay_px: Annotated[
+        int, typer.Option(min=0, help="Longest side of these pictures; 0 = as large as the image.")
+    ] = LONGEST_PX,
     as_json: Json = False,
 ) -> None:
     """Segment images: COCO results in your own category ids, and overlay pictures."""
     with progress("predicting", as_json) as on_progress:
-        summary = run_predict(run, images, out, PredictOptions(score=score, overlays=overlays), on_progress=on_progress)
+        options = PredictOptions(score=score, overlays=overlays, overlay_px=overlay_px or None)
+        summary = run_predict(run, images, out, options, on_progress=on_progress)
     say(as_json, summary.to_json(), summary.to_text())
 
 

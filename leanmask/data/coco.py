@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -169,6 +171,9 @@ class Census:
         )
 
 
+_COMPARED = ("bbox", "segmentation", "iscrowd")
+
+
 class AnnotationStore:
     """The images of one split, read from a memory-mapped pack. A pickled store holds paths, not annotations."""
 
@@ -277,6 +282,25 @@ class AnnotationStore:
             provenance=str(row.get("provenance", "human")),
             rough=rough_of(row),
         )
+
+    def fingerprint(self) -> str:
+        """Of what is annotated on which images: the same for a copy of the file in another place or order, another
+        where anything that a score depends on differs. File names count, pixels do not.
+        """
+        own = ClassMap.from_json(self._pack.meta()["classes"])
+        names = dict(zip(own.ids, own.names, strict=True))
+        digests = []
+        for index in range(len(self)):
+            piece = self._pack[index]
+            image = {key: piece["image"].get(key) for key in ("id", "file_name", "width", "height")}
+            rows = [
+                json.dumps([names[row["category_id"]], *(row.get(key) for key in _COMPARED)], sort_keys=True)
+                for row in piece["annotations"]
+            ]
+            told = [image, self._exhaustive(int(self._pack.flags[index])), sorted(rows)]
+            digests.append(hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest())
+        everything = json.dumps([sorted(names.items()), sorted(digests)])
+        return hashlib.blake2b(everything.encode(), digest_size=16).hexdigest()
 
     def census(self) -> Census:
         """Images and objects by kind of supervision."""

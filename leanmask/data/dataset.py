@@ -26,7 +26,7 @@ from leanmask.data.views.copy_paste import Scene, can_be_pasted, paste
 from leanmask.data.views.targets import IntArray, place, to_target
 from leanmask.errors import ConfigError, DataError
 from leanmask.geometry import Frame
-from leanmask.records import Target, Views
+from leanmask.records import Instances, Target, Views
 from leanmask.rle import ByteArray
 
 MOST_FAILURES = 10  # unreadable images in a row before training gives up
@@ -149,6 +149,26 @@ class EvalDataset(Dataset[Sample]):
         frame = fitted_frame(_size(record, self.exif), self.side_px)
         scene = Scene(read_canvas(record.path, frame, self.exif), frame, place(record, frame))
         return _sample(scene, None, record)
+
+
+class ReadableOrBlank(EvalDataset):
+    """Images in order; one that cannot be read is a black canvas that names its file in `skipped`."""
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            return super().__getitem__(index)
+        except DataError:
+            record = self.store[index * self.every]
+            side = self.side_px
+            return Sample(
+                weak=torch.zeros(3, side, side, dtype=torch.uint8),
+                strong=None,
+                target=Target(instances=Instances.empty(), ignore=torch.zeros(0, 4)),
+                frame=Frame((side, side), (side, side), (1.0, 1.0), (0.0, 0.0)),
+                image_id=record.id,
+                file=str(record.path),
+                skipped=(str(record.path),),
+            )
 
 
 def collate(samples: Sequence[Sample]) -> Views:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +46,32 @@ class Photos:
         nothing = np.zeros((0, 4))
         return ImageRecord(index + 1, self.paths[index], width, height, False, (), nothing)
 
-    def to_json(self) -> dict[str, Any]:
-        """COCO's `images` and `categories`."""
+    @property
+    def root(self) -> Path:
+        """The folder that all files are in or below."""
+        return Path(os.path.commonpath([path.parent.absolute() for path in self.paths]))
+
+    def to_json(self, sizes: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+        """COCO's `images` and `categories`, file names as seen from `info.image_folder`. sizes: (height, width) by
+        image id, as shown; images that it does not have are left out.
+        """
+        root = self.root
         rows = [
-            {"id": number, "file_name": str(path), "width": size[0], "height": size[1]}
-            for number, (path, size) in enumerate(zip(self.paths, self.sizes, strict=True), start=1)
+            {
+                "id": number,
+                "file_name": self.paths[number - 1].absolute().relative_to(root).as_posix(),
+                "width": width,
+                "height": height,
+                "exhaustive": False,
+            }
+            for number, (height, width) in sizes.items()
         ]
+        return {"images": rows, "categories": self.categories(), "info": {"image_folder": str(root)}}
+
+    def categories(self) -> list[dict[str, Any]]:
+        """COCO's."""
         names = zip(self.classes.ids, self.classes.names, strict=True)
-        return {"images": rows, "categories": [{"id": key, "name": name} for key, name in names]}
+        return [{"id": key, "name": name} for key, name in names]
 
 
 def _stored_size(path: Path, lenient: bool) -> tuple[int, int]:

@@ -198,6 +198,15 @@ def load_weights(path: Path) -> tuple[Weights, dict[str, str]]:
         raise CheckpointError(f"{path} is truncated or no safetensors file: {_first_line(error)}") from None
 
 
+def weights_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; its tensors are not read. Raises CheckpointError when it is damaged."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file: {_first_line(error)}") from None
+
+
 def fit_weights(model: nn.Module, weights: Weights, source: Path) -> None:
     """Copy weights into a model. Raises CheckpointError that names the first tensor that does not fit."""
     own = model.state_dict()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from leanmask.config import OptimConfig, TrainConfig
 from leanmask.engine.teacher import Teacher
@@ -17,7 +17,8 @@ from leanmask.models.base import Model
 from leanmask.records import Batch
 
 Evaluated = Mapping[str, Mapping[str, Any]]
-"""Metrics by who was measured: {"student": {"AP": 0.31, ...}, "teacher": {...}}. "AP" chooses the best weights; a list
+"""Metrics by who was measured: {"student": {"AP": 0.31, ...}, "teacher": {...}}. "AP" chooses the best weights, or
+"box_AP" where there is no "AP"; a list
 under "per_class" goes into the journal as it is; "pictures", (H, W, 3) uint8 arrays by name, go to TensorBoard. The
 entry "pseudo", if any, is the quality of the pseudo-labels."""
 
@@ -32,11 +33,14 @@ class Wish(IntEnum):
 
 
 class Best(TypedDict):
-    """Which weights `best.safetensors` holds. AP is None when nothing was ever evaluated."""
+    """Which weights `best.safetensors` holds. AP is None when nothing was ever evaluated. iou: "box" where AP is of
+    boxes; without it, of masks.
+    """
 
     who: str
     step: int
     AP: float | None
+    iou: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Job:
     the given number of updates; the first one's answer counts, None = nothing was measured. describe: metadata for the
     weights file (class map, preprocessing, version, licence, configuration). on_progress: called on the first process
     after every update with (finished updates, all updates, losses). on_log: called on the first process with every line
-    of losses in the journal, (finished updates, mean losses, mean seconds per update) since the line before. watch:
+    of losses in the journal, (finished updates, mean losses, mean seconds per update) since the line before. on_best:
+    called on the first process when `best.safetensors` holds another network, that of the evaluation just done. watch:
     None = the usual rules, with the setting `train.collapse_stop_windows`.
     """
 
@@ -62,6 +67,7 @@ class Job:
     describe: Mapping[str, Any] = field(default_factory=dict)
     on_progress: Callable[[int, int, Mapping[str, float]], None] | None = None
     on_log: Callable[[int, Mapping[str, float], float], None] | None = None
+    on_best: Callable[[Best], None] | None = None
     watch: WatchRules | None = None
 
 

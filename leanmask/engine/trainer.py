@@ -26,6 +26,7 @@ from leanmask.engine.update import Outcome, Updater
 from leanmask.engine.watch import Watchdog, WatchRules
 from leanmask.errors import RunError
 from leanmask.records import Batch
+from leanmask.summary import score_of
 
 KEPT_FOLDER = "weights"
 
@@ -181,7 +182,7 @@ class _Training:
                 "eval", self.step, {"who": who, "metrics": numbers, "per_class": metrics.get("per_class", [])}
             )
             journal.pictures(who, self.step, metrics.get("pictures", {}))
-            self.compare(who, float(metrics["AP"]), journal)
+            self.compare(who, metrics, journal)
         self.best = distributed.everyones(self.best)[0]
         if self.best is not None and self.best["AP"]:  # patience counts from the first AP above 0
             self.evaluations_since_best = self.evaluations_since_best + 1 if self.best == best_before else 0
@@ -193,11 +194,17 @@ class _Training:
                 self.keep_weights()  # in place of those of the steps that will not be made
         self.save(journal)
 
-    def compare(self, who: str, ap: float, journal: Journal) -> None:
+    def compare(self, who: str, metrics: Mapping[str, Any], journal: Journal) -> None:
         """Keep these weights when they are the best so far. An AP of NaN (no truth) never is."""
+        name, ap = score_of(metrics)
         best = None if self.best is None else self.best["AP"]
         if ap == ap and (best is None or ap > best):
-            self.keep_best(Best(who=who, step=self.step, AP=ap))
+            found = Best(who=who, step=self.step, AP=ap)
+            if name == "box AP":
+                found["iou"] = "box"
+            self.keep_best(found)
+            if self.main and self.job.on_best:
+                self.job.on_best(found)
         for sentence in self.watchdog.observe_ap(ap) if who == "teacher" else ():
             journal.event(self.step, sentence)
 
@@ -208,7 +215,8 @@ class _Training:
         assert best["AP"] is not None
         return (
             f"stopped early at step {self.step} of {self.job.train.steps}: in {count} evaluation{'s' * (count > 1)} in "
-            f"a row (train.patience) no mask AP was above {100 * best['AP']:.1f}, that of the {best['who']} at step "
+            f"a row (train.patience) no {best.get('iou', 'mask')} AP was above {100 * best['AP']:.1f}, that of the "
+            f"{best['who']} at step "
             f"{best['step']}; the training is finished"
         )
 

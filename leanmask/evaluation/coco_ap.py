@@ -59,7 +59,8 @@ class Evaluation:
     id (the user's), AP, AP50, count (objects), worst first, of the first kind asked for. notes: sentences about what
     was left out or raised. summary: the standard text of the first kind. outcomes: how many of the best-scored masks
     are right, and what the others get wrong (outcomes.py); empty where masks were not asked for. calibration:
-    reliability and calibration errors (calibration.py), where it was asked for.
+    reliability and calibration errors (calibration.py), where it was asked for. iou: of what per_class and summary are,
+    "mask" or "box".
     """
 
     metrics: dict[str, float]
@@ -70,6 +71,7 @@ class Evaluation:
     evaluator: str
     outcomes: dict[str, int]
     calibration: dict[str, Any] | None = None
+    iou: str = "mask"
 
     def to_json(self) -> dict[str, Any]:
         """A dict for JSON; undefined numbers are null."""
@@ -139,6 +141,7 @@ def evaluate_results(
         summary=_summary(first, most),
         evaluator=f"faster-coco-eval {version('faster-coco-eval')}",
         outcomes=outcomes_of(shapes[0].rows, shapes[1].rows, similar) if "segm" in kinds else {},
+        iou="mask" if kinds[0] == "segm" else "box",
     )
 
 

@@ -147,7 +147,8 @@ def _shape_of(row: Row, file: str) -> Any:
         return [[x, y, x, y + h, x + w, y + h, x + w, y]]
     raise DataError(
         f"annotation {row.get('id')!r} (image {row['image_id']!r}) of {file} has no mask, so it cannot be scored; "
-        'give complete annotations, or mark the image with "exhaustive": false to leave it out'
+        'give complete annotations, measure boxes (--iou box), or mark the image with "exhaustive": false to leave '
+        "it out"
     )
 
 

@@ -83,6 +83,7 @@ def evaluate_lvis(
         summary=_summary(metrics, kinds),
         evaluator=f"faster-coco-eval {version('faster-coco-eval')}, LVIS",
         outcomes={},
+        iou="mask" if kinds[0] == "segm" else "box",
     )
 
 

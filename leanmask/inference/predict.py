@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,23 +13,27 @@ import torch
 from torch import Tensor
 
 from leanmask.data.coco import AnnotationStore, ClassMap
-from leanmask.data.dataset import EvalDataset
+from leanmask.data.dataset import EvalDataset, ReadableOrBlank
 from leanmask.data.files import write_json
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.new_folder import new_folder
 from leanmask.data.photos import Photos
+from leanmask.data.predictions import IMAGES_NAME, read_predictions
 from leanmask.devices import Precision, channels_last, default_device, inference_precision
 from leanmask.engine.checkpoint import fit_weights, load_weights
-from leanmask.errors import CheckpointError, DataError, RunError, suggest
+from leanmask.errors import CheckpointError, ConfigError, DataError, RunError, suggest
 from leanmask.evaluation.coco_ap import Evaluation
-from leanmask.evaluation.predictions import predict_results, write_results
+from leanmask.evaluation.coverage import IOUS
+from leanmask.evaluation.predictions import image_results, predict_views, write_results
 from leanmask.evaluation.validator import Validator, score_results, with_calibration
+from leanmask.labels.select import surest
 from leanmask.models.base import Model
 from leanmask.models.spec import is_depthwise
 from leanmask.records import Instances, Views
+from leanmask.reports.collect import RESULTS_NAME
 from leanmask.reports.folders import STAGES_FILE
-from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
+from leanmask.reports.overlays import LONGEST_PX, draw_overlay, open_upright, readable_scale
 from leanmask.settings import RunConfig, stored
 
 OnProgress = Callable[[int, int], None]
@@ -57,38 +62,77 @@ class Loaded:
 @dataclass(frozen=True)
 class EvaluateOptions:
     """protocol: "coco" or "lvis", None = the run's own, "coco" for a file. calibration: also measure how far scores can
-    be trusted.
+    be trusted. iou: "mask" or "box", what AP compares; None = masks, or boxes where an object of the split has none.
     """
 
     protocol: str | None = None
     calibration: bool = False
+    iou: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.iou is not None and self.iou not in IOUS:
+            raise ConfigError(f"iou is '{self.iou}'{suggest(self.iou, IOUS)}")
+        if self.iou == "box" and self.calibration:
+            raise ConfigError("calibration is measured on masks; leave it out, or iou=box")
 
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """score: objects below are neither written nor drawn. overlays: write pictures. batch_size: images at a time."""
+    """score: objects below are neither written nor drawn. overlays: write pictures. batch_size: images at a time.
+    overlay_px: longest side of a picture, None = as large as the image.
+    """
 
     score: float = 0.5
     overlays: bool = True
     batch_size: int = 8
+    overlay_px: int | None = LONGEST_PX
 
 
 @dataclass(frozen=True)
 class PredictSummary:
-    """What was written where."""
+    """What was written where. skipped: files that could not be read. score: the least that was asked for. best_score:
+    the highest that was seen, written or not; 0 where nothing was found. undrawn: why files have no picture. reduced:
+    longest side of the pictures of larger images, None where there are none.
+    """
 
     results: Path
     overlays: Path | None
     images: int
     objects: int
+    skipped: tuple[str, ...] = ()
+    score: float = 0.5
+    best_score: float = 0.0
+    undrawn: tuple[str, ...] = ()
+    reduced: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         overlays = str(self.overlays) if self.overlays else None
-        return {"results": str(self.results), "overlays": overlays, "images": self.images, "objects": self.objects}
+        told = {"results": str(self.results), "overlays": overlays, "images": self.images, "objects": self.objects}
+        return told | {"skipped": list(self.skipped), "score": self.score, "best_score": self.best_score}
 
     def to_text(self) -> str:
         pictures = f", pictures in {self.overlays}" if self.overlays else ""
-        return f"{self.objects} objects on {self.images} images: {self.results}{pictures}"
+        if self.reduced is not None:
+            pictures += f" (longest side at most {self.reduced} px; --overlay-px 0: as large as the image)"
+        lines = [f"{self.objects} objects on {self.images} images: {self.results}{pictures}"]
+        if not self.objects and not self.best_score:
+            lines.append("the network found no object at all, however unsure")
+        elif not self.objects:
+            lines.append(
+                f"no object has a score of at least {self.score:g} (--score); the best that was seen has "
+                f"{self.best_score:.2f}"
+            )
+        if self.skipped:
+            count = len(self.skipped)
+            lines.append(f"{count} file{'s' * (count > 1)} could not be read: {few(self.skipped)}")
+        lines += [f"no picture: {problem}" for problem in self.undrawn]
+        return "\n".join(lines)
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def weights_path(run: Path) -> Path:
@@ -137,14 +181,15 @@ def evaluate(
 ) -> Evaluation:
     """Average precision of a run, a weights file or a COCO results file (.json) on a split of `data`.
 
-    Results of a network go to `out`, by default `evaluation/<split>` in the run folder.
+    Results of a network go to `out`, by default `evaluation/<split>` in the run folder. The images of a results file
+    that `predict` wrote are found by their files, others by their ids. Where an object of the split has a box and no
+    mask, box AP is measured, and a note says so.
     """
     path, files = Path(run), _split(data, split)
     if files.annotations is None:
         raise DataError(f"split '{split}' of {data} has no annotations to evaluate against")
     if path.suffix == ".json":
-        scored = score_results(files.annotations, path, options.protocol or "coco")
-        return with_calibration(scored, files.annotations, path) if options.calibration else scored
+        return _score_file(path, files, options)
     loaded = load(path)
     folder = Path(out) if out else (path if path.is_dir() else path.parent) / "evaluation" / split
     dataset = _dataset(files, loaded)
@@ -157,10 +202,23 @@ def evaluate(
         max_detections=loaded.config.evaluation.max_detections,
         protocol=options.protocol or loaded.config.evaluation.protocol,
         calibration=options.calibration or loaded.config.evaluation.calibration,
+        iou=options.iou,
     )
     evaluation = validator.measure(loaded.model, folder)
     assert evaluation is not None  # one process
     return evaluation
+
+
+def _score_file(path: Path, files: SplitFiles, options: EvaluateOptions) -> Evaluation:
+    """Measure a results file; the images of one that `predict` wrote are found by their files, whatever their ids."""
+    assert files.annotations is not None
+    results, notes = read_predictions(path), list[str]()
+    rows: list[dict[str, Any]] | Path = path
+    if results is not None:
+        rows, notes = results.in_ids_of(files.annotations, files.images)
+    scored = score_results(files.annotations, rows, options.protocol or "coco", iou=options.iou)
+    scored = with_calibration(scored, files.annotations, rows) if options.calibration else scored
+    return dataclasses.replace(scored, notes=[*notes, *scored.notes])
 
 
 def _split(data: str | Path, split: str) -> SplitFiles:
@@ -194,43 +252,90 @@ def predict(
 ) -> PredictSummary:
     """Segment images and folders of images: COCO results in the user's own category ids, and overlay pictures.
 
-    Writes `coco_instances_results.json`, `images.json` (COCO's images and categories: which image id is which file)
-    and `overlays/` into the new folder `out`. Raises DataError for files that are no images, RunError when `out`
-    exists.
+    Writes `coco_instances_results.json`, `images.json` (COCO's images and categories: which image id is which file,
+    and the size of its picture as shown) and `overlays/` into the new folder `out`. Files that cannot be read are left
+    out and listed. Raises DataError where none can be read, RunError when `out` exists.
     """
     loaded = load(run)
-    photos = Photos.find(images, loaded.classes)
+    photos = Photos.find(images, loaded.classes, lenient=True)
     with new_folder(Path(out)) as folder:
-        rows = list(_confident_rows(photos, loaded, options, on_progress))
-        write_results(rows, folder / "coco_instances_results.json")
-        write_json(folder / "images.json", photos.to_json())
-        if options.overlays:
-            _draw_overlays(photos, rows, folder / "overlays")
+        rows: list[dict[str, Any]] = []
+        sizes: dict[int, tuple[int, int]] = {}
+        skipped: list[str] = []
+        undrawn: list[str] = []
+        best = 0.0
+        reduced = False
+        draw = _overlay_writer(photos, folder / "overlays", options.overlay_px) if options.overlays else None
+        for number, size, found in _predicted(photos, loaded, options, on_progress):
+            if size is None:
+                skipped.append(str(photos.paths[number - 1]))
+                continue
+            sizes[number] = size
+            best = max(best, *(row["score"] for row in found), 0.0)
+            sure = [row for row in found if row["score"] >= options.score]
+            rows += sure
+            if draw is not None:
+                try:
+                    reduced = draw(number, size, sure) or reduced
+                except DataError as error:
+                    undrawn.append(str(error))
+        if not sizes:
+            raise DataError(f"none of the {len(photos)} files can be read as an image: {few(skipped)}")
+        write_results(rows, folder / RESULTS_NAME)
+        told = photos.to_json(sizes)
+        write_json(folder / IMAGES_NAME, {**told, "info": {**told["info"], "score": options.score}})
     final = Path(out)
-    pictures = final / "overlays" if options.overlays else None
-    return PredictSummary(final / "coco_instances_results.json", pictures, len(photos), len(rows))
+    return PredictSummary(
+        final / RESULTS_NAME,
+        final / "overlays" if options.overlays else None,
+        len(sizes),
+        len(rows),
+        skipped=tuple(skipped),
+        score=options.score,
+        best_score=best,
+        undrawn=tuple(undrawn),
+        reduced=options.overlay_px if reduced else None,
+    )
 
 
-def _confident_rows(
+def _predicted(
     photos: Photos, loaded: Loaded, options: PredictOptions, on_progress: OnProgress | None
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tuple[int, tuple[int, int] | None, list[dict[str, Any]]]]:
+    """Of every image its id, (height, width) as shown, and the result rows of what is sure enough and of the surest;
+    the size is None where the file cannot be read.
+    """
+
     def confident(found: Instances) -> Tensor:
         assert found.scores is not None, "a prediction has scores"
-        return found.scores >= options.score
+        return (found.scores >= options.score) | surest(found.scores)
 
     # People's photographs often carry an EXIF rotation; predictions are for the picture as it is shown.
     data = loaded.config.data.model_copy(update={"exif": "apply"})
-    batches = _counted(EvalDataset(photos, data), loaded, options.batch_size, on_progress)
-    return predict_results(loaded.model, batches, loaded.classes.ids, loaded.device, loaded.precision, confident)
+    for views in _counted(ReadableOrBlank(photos, data), loaded, options.batch_size, on_progress):
+        predicted = predict_views(loaded.model, views, loaded.device, loaded.precision, confident)
+        for number, file, frame, found in zip(views.image_ids, views.files, views.frames, predicted, strict=True):
+            assert isinstance(number, int), "photos are numbered"
+            if file in views.skipped:
+                yield number, None, []
+            else:
+                yield number, frame.image_size, list(image_results(number, frame, found, loaded.classes.ids))
 
 
-def _draw_overlays(photos: Photos, rows: Sequence[dict[str, Any]], folder: Path) -> None:
+def _overlay_writer(
+    photos: Photos, folder: Path, longest_px: int | None
+) -> Callable[[int, tuple[int, int], Sequence[dict[str, Any]]], bool]:
+    """Draws the rows of one image, given by its id and (height, width) as shown, into the new `folder`; the answer is
+    whether the picture is reduced.
+    """
     folder.mkdir()
     names = dict(zip(photos.classes.ids, photos.classes.names, strict=True))
-    per_image: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        per_image.setdefault(row["image_id"], []).append(row)
-    for number, path in enumerate(photos.paths, start=1):
-        picture = open_upright(path, None)
-        drawn = draw_overlay(picture, per_image.get(number, []), names, 0.0, scale=readable_scale(picture.size))
+
+    def draw(number: int, size: tuple[int, int], rows: Sequence[dict[str, Any]]) -> bool:
+        path = photos.paths[number - 1]
+        picture = open_upright(path, size[::-1])
+        scale = readable_scale(picture.size, longest_px=longest_px)
+        drawn = draw_overlay(picture, rows, names, 0.0, scale=scale)
         drawn.save(folder / f"{number:05d}-{path.stem}.png")
+        return scale < 1
+
+    return draw

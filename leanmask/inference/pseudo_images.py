@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +18,19 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from leanmask.data.dataset import EvalDataset, Sample
+from leanmask.data.dataset import ReadableOrBlank
 from leanmask.data.files import why
 from leanmask.data.loader import evaluation_batches
 from leanmask.data.photos import Photos
 from leanmask.engine.distributed import start_processes
-from leanmask.errors import DataError, RunError
+from leanmask.errors import RunError
 from leanmask.evaluation.predictions import image_results, predict_views
-from leanmask.geometry import Frame
 from leanmask.inference.polygons import to_polygons
-from leanmask.inference.predict import Loaded, load, weights_path
+from leanmask.inference.predict import Loaded, few, load, weights_path
 from leanmask.inference.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.labels.select import Qualities, Thresholds, class_quality, decoupled, measure, surest
 from leanmask.models.base import Worth
-from leanmask.records import Instances, Target, Views
+from leanmask.records import Instances, Views
 
 OnProgress = Callable[[int, int], None]
 QUALITIES = ("class_quality", "mask_quality")
@@ -78,29 +76,9 @@ class PseudoSummary:
             seen = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.best.items())
             lines.append(f"nothing passed the thresholds; the best that was seen: {seen}")
         if self.skipped:
-            more = f" and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
-            lines.append(f"{len(self.skipped)} files could not be read: {', '.join(self.skipped[:5])}{more}")
+            count = len(self.skipped)
+            lines.append(f"{count} file{'s' * (count > 1)} could not be read: {few(self.skipped)}")
         return "\n".join(lines)
-
-
-class ReadableOrBlank(EvalDataset):
-    """Images in order; one that cannot be read is a black canvas that names its file in `skipped`."""
-
-    def __getitem__(self, index: int) -> Sample:
-        try:
-            return super().__getitem__(index)
-        except DataError:
-            record = self.store[index * self.every]
-            side = self.side_px
-            return Sample(
-                weak=torch.zeros(3, side, side, dtype=torch.uint8),
-                strong=None,
-                target=Target(instances=Instances.empty(), ignore=torch.zeros(0, 4)),
-                frame=Frame((side, side), (side, side), (1.0, 1.0), (0.0, 0.0)),
-                image_id=record.id,
-                file=str(record.path),
-                skipped=(str(record.path),),
-            )
 
 
 def pseudo(
@@ -196,7 +174,7 @@ def _best(qualities: Qualities) -> dict[str, float]:
 
 def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance: str) -> PseudoSummary:
     """Write the COCO file from everybody's lines, one image in memory at a time, and remove them."""
-    root = Path(os.path.commonpath([path.parent.absolute() for path in photos.paths]))
+    root = photos.root
     names = dict(zip(loaded.classes.ids, loaded.classes.names, strict=True))
     counts, skipped, images, number = dict.fromkeys(names.values(), 0), [], [], 0
     best = dict.fromkeys(QUALITIES, 0.0)
@@ -218,7 +196,7 @@ def _join(loaded: Loaded, photos: Photos, shares: Shares, out: Path, provenance:
                 file.write((",\n" if number > 1 else "\n") + json.dumps(row))
         rest = {
             "images": images,
-            "categories": photos.to_json()["categories"],
+            "categories": photos.categories(),
             "info": {"description": "pseudo-labels", "provenance": provenance, "image_folder": str(root)},
         }
         file.write("\n],\n" + json.dumps(rest)[1:] + "\n")

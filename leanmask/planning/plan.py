@@ -18,9 +18,9 @@ from leanmask.errors import ConfigError
 from leanmask.planning.fingerprint import Fingerprint, Machine, fingerprint
 from leanmask.planning.published import coco_weights
 from leanmask.planning.rules import LEAST_STEPS, RULES, Choice, Known, remarks
-from leanmask.planning.timing import seconds_per_step
+from leanmask.planning.timing import evaluation_steps, seconds_per_step
 from leanmask.reports.layout import duration
-from leanmask.settings import resolve
+from leanmask.settings import RunConfig, resolve
 from leanmask.settling import epoch_steps, settle, without_replaced_length
 
 PLANNED_FOR = "planned_for"
@@ -33,7 +33,7 @@ SAME = 2.0  # factor between two data sets' object sizes beyond which a plan doe
 @dataclass(frozen=True)
 class Plan:
     """choices: in the order of the rules. settings: all of them and what the user gave, nested. remarks: sentences
-    about the data that no setting mends. seconds: of the whole training here, None = not measured.
+    about the data that no setting mends. seconds: of the whole training here with its evaluations, None = not measured.
     """
 
     data: Fingerprint
@@ -50,7 +50,11 @@ class Plan:
 
     def to_lines(self) -> list[str]:
         """One line per setting that was chosen, after what it was chosen from."""
-        took = [] if self.seconds is None else [f"the training will take about {duration(self.seconds)}"]
+        took = (
+            []
+            if self.seconds is None
+            else [f"the training will take about {duration(self.seconds)}, evaluations included"]
+        )
         return [
             f"data: {self.data.to_text()}",
             f"machine: {self.machine.to_text()}",
@@ -143,6 +147,8 @@ def choose(found: Fingerprint, machine: Machine, given: Mapping[str, Any], minut
             choices.append(Choice(name, *answer))
             settings = set_setting(settings, name, answer[0])
     known = Known(found, machine, settings, weights)
+    if seconds is not None and found.val_images:
+        seconds = _with_evaluations(seconds, settle(resolve(settings))[0], found.val_images)
     return Plan(found, machine, tuple(choices), settings, remarks(known), seconds)
 
 
@@ -160,6 +166,13 @@ def _in_time(
     nice = max(allowed // 50 * 50 if allowed >= LEAST_STEPS // 2 else allowed // 10 * 10, SHORTEST_STEPS)
     named = f"the {minutes:g} minutes that you gave" if minutes else f"{USUAL_MINUTES:.0f} minutes on this machine"
     return (nice, f"what {named} allow at {each:.2f} s a step; {steps} would be {why}"), nice * each
+
+
+def _with_evaluations(seconds: float, config: RunConfig, images: int) -> float:
+    """The seconds of a training's steps, and those that its evaluations are reckoned to take."""
+    train = config.train
+    count = 1 + ((train.steps - 1) // train.eval_every_steps if train.eval_every_steps else 0)
+    return seconds * (1 + count * evaluation_steps(config, images) / train.steps)
 
 
 def require_fitting(made_for: Any, found: Fingerprint) -> None:

@@ -15,8 +15,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as MplFigure
 
 from leanmask.errors import RunError
-from leanmask.reports.collect import FinalMetrics, RunSummary, number, section
-from leanmask.reports.figures import INK, MARKERS, PALETTE, SERIES, STYLE, Group, Panel, as_svg
+from leanmask.reports.collect import FinalMetrics, RunSummary, comparable, number, section
+from leanmask.reports.figures import INK, MARKERS, PALETTE, SERIES, STYLE, Group, Panel, as_svg, set_log_ticks
 from leanmask.reports.layout import NOTHING, Table, count, points
 
 MOST_CLASSES = 30  # in the table of a terminal; the JSON has all
@@ -50,7 +50,7 @@ def draw_reliability(measured: Mapping[str, Mapping[str, Any]], out: Path) -> No
     """Write an SVG with one reliability diagram per name. Raises RunError when `out` exists or cannot be written."""
     if out.exists():
         raise RunError(f"{out} exists already and is not overwritten; choose another name")
-    with mpl.rc_context({"svg.hashsalt": "leanmask", "font.size": 9.0}):
+    with mpl.rc_context({"svg.hashsalt": "leanmask", "font.size": 9.0, "text.parse_math": False}):
         figure = MplFigure(figsize=(3.2 * len(measured), 3.0), layout="constrained")
         FigureCanvasSVG(figure)
         panels = figure.subplots(1, len(measured), sharey=True, squeeze=False)[0]
@@ -66,36 +66,37 @@ def draw_reliability(measured: Mapping[str, Mapping[str, Any]], out: Path) -> No
 
 
 def reliability_figures(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
-    """A reliability diagram of every network that was measured with calibration."""
+    """A reliability diagram of every run whose best network was measured with calibration."""
     panels = [
-        _reliability_panel(at, f"{name}, {who}", final)
+        _reliability_panel(at, f"{name}, {run.kept.who}", run.kept)
         for at, (run, name) in enumerate(zip(runs, names, strict=True))
-        for who, final in run.final.items()
-        if final.calibration
+        if run.kept is not None and run.kept.calibration
     ]
     note = "Bars: share of right results by confidence. On the line confidence is right; below it, too high."
     return Group("Can scores be trusted?", panels, note)
 
 
 def frequency_figures(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
-    """AP of every class against the number of training images that have it."""
-    drawn = []
-    for at, (run, name) in enumerate(zip(runs, names, strict=True)):
-        frequencies = section(section(run.census, _train_split(run)), "class_images")
-        who = run.best_network
-        if who is None or not frequencies:
-            continue
-        pairs = [
-            (frequencies[name_], 100 * ap)
-            for row in run.final[who].per_class
-            if (ap := number(row.get("AP"))) is not None and frequencies.get(name_ := str(row.get("name")))
-        ]
-        if pairs:
-            drawn.append((at, name, pairs))
-    if not drawn:
-        return Group("AP by how often a class was labelled", [])
+    """AP of every class against the number of training images that have it; runs that compare in one picture."""
+    panels = []
+    groups = comparable(runs)
+    for number_, group in enumerate(groups, 1):
+        drawn = [(at, names[at], pairs) for at in group if (pairs := _frequency_pairs(runs[at]))]
+        if drawn:
+            which = f" ({number_} of {len(groups)})" if len(groups) > 1 else ""
+            panels.append(_frequency_panel(drawn, f"AP against training images{which}"))
     note = "One mark per class, of each run's best network; the number of training images is on a logarithmic axis."
-    return Group("AP by how often a class was labelled", [_frequency_panel(drawn)], note)
+    return Group("AP by how often a class was labelled", panels, note if panels else "")
+
+
+def _frequency_pairs(run: RunSummary) -> list[tuple[int, float]]:
+    """(training images, AP in points) of every class of the best network that has both."""
+    frequencies = section(section(run.census, _train_split(run)), "class_images")
+    return [
+        (frequencies[name], 100 * ap)
+        for row in (run.kept.per_class if run.kept is not None else ())
+        if (ap := number(row.get("AP"))) is not None and frequencies.get(name := str(row.get("name")))
+    ]
 
 
 def _train_split(run: RunSummary) -> str:
@@ -127,8 +128,7 @@ def _diagram(axes: Axes, measured: Mapping[str, Any], colour: str, ink: str) -> 
     axes.set_ylabel("share of right results")
 
 
-def _frequency_panel(drawn: Sequence[tuple[int, str, list[tuple[int, float]]]]) -> Panel:
-    title = "AP against training images"
+def _frequency_panel(drawn: Sequence[tuple[int, str, list[tuple[int, float]]]], title: str) -> Panel:
     with mpl.rc_context(STYLE):
         figure = MplFigure(figsize=(4.4, 2.8), layout="constrained")
         FigureCanvasSVG(figure)
@@ -142,7 +142,8 @@ def _frequency_panel(drawn: Sequence[tuple[int, str, list[tuple[int, float]]]]) 
                 linestyle="none",
                 markersize=4,
             )
-        axes.set_xscale("log")
+        counts = [images for _, _, pairs in drawn for images, _ in pairs]
+        set_log_ticks(axes, 0.9 * min(counts), 1.1 * max(counts))
         axes.set_xlabel("training images with the class")
         axes.set_ylabel("AP")
         words = [f"{name}: {', '.join(f'{n} images {ap:.1f}' for n, ap in sorted(pairs))}" for _, name, pairs in drawn]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from leanmask.errors import RunError
+from leanmask.summary import BEST_FOLDER, score_of
 
 NETWORKS = ("teacher", "student")
 KINDS = ("train", "eval", "pseudo", "event")
@@ -22,9 +23,10 @@ RESULTS_NAME = "coco_instances_results.json"
 @dataclass(frozen=True)
 class FinalMetrics:
     """What one network reached. metrics: fractions in [0, 1], keys as in the brief of COCO evaluation (AP, AP50, ...,
-    box_AP). per_class: {name, id, AP, AP50, count}. from_journal: no evaluation file was found, this is the journal's
-    last evaluation instead. outcomes: predictions that are right, and that get something wrong. calibration: bins
-    and errors of confidence, empty where not measured."""
+    box_AP), those of masks only where masks were measured. per_class: {name, id, AP, AP50, count}. from_journal: no
+    evaluation file was found, this is the journal's evaluation instead. outcomes: predictions that are right, and that
+    get something wrong. calibration: bins and errors of confidence, empty where not measured.
+    """
 
     who: str
     metrics: dict[str, Any]
@@ -37,7 +39,13 @@ class FinalMetrics:
 
     @property
     def ap(self) -> float | None:
-        return fraction(self.metrics.get("AP"))
+        """Mask AP, or box AP where only boxes were measured."""
+        return fraction(score_of(self.metrics)[1])
+
+    @property
+    def iou(self) -> str:
+        """What `ap` is of, "mask" or "box"."""
+        return score_of(self.metrics)[0].removesuffix(" AP")
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,13 @@ class Journal:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run. census: split -> census. classes: the user's category id -> name. best: metadata of best.safetensors.
-    results: network -> COCO results file. training, validation: what the run learnt from and is measured on. problems:
-    sentences about what is missing or broken in the folder."""
+    """One run. census: split -> census. classes: the user's category id -> name. final: by network, as evaluated last.
+    best: metadata of best.safetensors. kept: what that file's network reached, or the better one of `final` where there
+    is no such file; None before the first evaluation. kept_files: folder of its results and pictures, None where those
+    of another network have taken their place. fingerprint: of the validation split's content, where the run recorded
+    it. results: network -> COCO results file, of the last evaluation. training, validation: what the run learnt from
+    and is measured on. problems: sentences about what is missing or broken in the folder.
+    """
 
     name: str
     folder: Path
@@ -72,6 +84,9 @@ class RunSummary:
     classes: dict[int, str]
     journal: Journal
     final: dict[str, FinalMetrics]
+    kept: FinalMetrics | None
+    kept_files: Path | None
+    fingerprint: str | None
     best: dict[str, str]
     results: dict[str, Path]
     training: AnnotatedImages | None
@@ -103,14 +118,20 @@ class RunSummary:
         steps = [row["step"] for row in rows] + [final.step for final in self.final.values() if final.step is not None]
         return max(steps, default=0)
 
-    @property
-    def best_network(self) -> str | None:
-        """The network that the run saved as best; the one with the higher AP where nothing was saved."""
-        recorded = [value for key in ("who", "origin", "network") if (value := self.best.get(key)) in self.final]
-        if recorded:
-            return recorded[0]
-        known = [who for who in NETWORKS if who in self.final]
-        return max(known, key=lambda who: self.final[who].ap or 0.0) if known else None
+    def same_measure(self, other: RunSummary) -> bool:
+        """Whether scores of both can be compared: measured on the same content, of masks or boxes, by one protocol.
+        Runs of before contents were recorded are told apart by their classes and the counts of their labels.
+        """
+        if self.kept is not None and other.kept is not None and self.kept.iou != other.kept.iou:
+            return False
+        if _protocol(self) != _protocol(other):
+            return False
+        if self.fingerprint is not None and other.fingerprint is not None:
+            return self.fingerprint == other.fingerprint
+        mine, theirs = self.census.get(_split(self)), other.census.get(_split(other))
+        if mine is None or theirs is None:
+            return self.validation == other.validation
+        return (mine, self.classes) == (theirs, other.classes)
 
     @property
     def train_seconds(self) -> float | None:
@@ -135,6 +156,9 @@ def read_run(folder: Path | str) -> RunSummary:
     data = _read_mapping(folder / "data.json", problems)
     journal = _read_journal(folder / "journal.jsonl", problems)
     final = {who: found for who in NETWORKS if (found := _final(folder, who, journal, problems)) is not None}
+    best = _best_metadata(folder / "best.safetensors", problems)
+    kept, kept_files = _kept(folder, best, journal, final, problems)
+    split = section(config, "data").get("val_split") or "val"
     if not final:
         problems.append("the run has no evaluation yet")
     return RunSummary(
@@ -146,12 +170,27 @@ def read_run(folder: Path | str) -> RunSummary:
         classes=_classes(section(data, "classes")),
         journal=journal,
         final=final,
-        best=_best_metadata(folder / "best.safetensors", problems),
+        kept=kept,
+        kept_files=kept_files,
+        fingerprint=section(data, "fingerprints").get(split),
+        best=best,
         results={who: path for who in NETWORKS if (path := folder / "evaluation" / who / RESULTS_NAME).is_file()},
         training=_files(folder, data, section(config, "data").get("train_split") or "train"),
-        validation=_files(folder, data, section(config, "data").get("val_split") or "val"),
+        validation=_files(folder, data, split),
         problems=tuple(problems),
     )
+
+
+def comparable(runs: Sequence[RunSummary]) -> list[list[int]]:
+    """Positions of the runs whose scores can be compared with each other, in the order given."""
+    groups: list[list[int]] = []
+    for at, run in enumerate(runs):
+        found = next((group for group in groups if runs[group[0]].same_measure(run)), None)
+        if found is None:
+            groups.append([at])
+        else:
+            found.append(at)
+    return groups
 
 
 def number(value: Any) -> float | None:
@@ -237,20 +276,70 @@ def _final(folder: Path, who: str, journal: Journal, problems: list[str]) -> Fin
         content = _read_mapping(path, problems)
         if section(content, "metrics"):
             # A run evaluates into the same file again and again: what it holds is the journal's last evaluation.
-            step = content.get("step", rows[-1]["step"] if rows else None)
-            return FinalMetrics(
-                who=who,
-                metrics=section(content, "metrics"),
-                per_class=_dicts(content.get("per_class")),
-                notes=[str(note) for note in content.get("notes") or []],
-                step=step if isinstance(step, int) else None,
-                outcomes=section(content, "outcomes"),
-                calibration=section(content, "calibration"),
-            )
-    if not rows:
+            return _of_file(who, content, content.get("step", rows[-1]["step"] if rows else None))
+    return _of_journal(who, rows[-1]) if rows else None
+
+
+def _of_file(who: str, content: Mapping[str, Any], step: Any) -> FinalMetrics:
+    return FinalMetrics(
+        who=who,
+        metrics=section(content, "metrics"),
+        per_class=_dicts(content.get("per_class")),
+        notes=[str(note) for note in content.get("notes") or []],
+        step=step if isinstance(step, int) else None,
+        outcomes=section(content, "outcomes"),
+        calibration=section(content, "calibration"),
+    )
+
+
+def _of_journal(who: str, row: Mapping[str, Any]) -> FinalMetrics:
+    return FinalMetrics(who, section(row, "metrics"), _dicts(row.get("per_class")), [], row["step"], True)
+
+
+def _kept(
+    folder: Path,
+    best: Mapping[str, str],
+    journal: Journal,
+    final: Mapping[str, FinalMetrics],
+    problems: list[str],
+) -> tuple[FinalMetrics | None, Path | None]:
+    """What the network in best.safetensors reached, and the folder of its results; see `RunSummary`."""
+    who, step = best.get("who", ""), best.get("step", "")
+    if who not in NETWORKS or not step.isdigit():
+        known = [name for name in NETWORKS if name in final]
+        if not known:
+            return None, None
+        better = max(known, key=lambda name: final[name].ap or 0.0)
+        return final[better], folder / "evaluation" / better
+    own = folder / "evaluation" / BEST_FOLDER
+    if (own / "metrics.json").is_file():
+        content = _read_mapping(own / "metrics.json", problems)
+        # A run that is killed while it writes its best network may leave the numbers of the one before.
+        if (content.get("who"), content.get("step")) == (who, int(step)) and section(content, "metrics"):
+            return _of_file(who, content, int(step)), own
+    if who in final and final[who].step == int(step):
+        return final[who], folder / "evaluation" / who
+    of_step = [row for row in journal.evaluations if (row.get("who"), row["step"]) == (who, int(step))]
+    if of_step and section(of_step[-1], "metrics"):
+        return _of_journal(who, of_step[-1]), None
+    ap = number(_as_json(best.get("AP")))
+    metrics = {} if ap is None else {"box_AP" if best.get("iou") == "box" else "AP": ap}
+    return FinalMetrics(who, metrics, [], [], int(step), True), None
+
+
+def _as_json(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except ValueError:
         return None
-    last = rows[-1]
-    return FinalMetrics(who, section(last, "metrics"), _dicts(last.get("per_class")), [], last["step"], True)
+
+
+def _split(run: RunSummary) -> str:
+    return str(section(run.config, "data").get("val_split") or "val")
+
+
+def _protocol(run: RunSummary) -> str:
+    return str(section(run.config, "evaluation").get("protocol") or "coco")
 
 
 def _dicts(value: Any) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.ticker import MaxNLocator
 
-from leanmask.reports.collect import RunSummary, number, section
+from leanmask.reports.collect import RunSummary, comparable, number, section
 
 # Okabe and Ito's colour-blind-safe palette, darkened where white paper asks for it. Pages may redefine --series-N.
 PALETTE = ("#0072b2", "#d55e00", "#00805f", "#a8508a", "#a87400", "#3b8fc4", "#6b6b6b", "#7a4f2b")
 # Stand-ins that are swapped for CSS after drawing; no palette colour may equal one.
 INK, RULE, SERIES = "#010101", "#020202", "#0300{:02x}"
 MARKERS = "osD^vPX*"
+GRADIENT_NORM = "gradient_norm"  # among a step's counts, whatever the method
 MOST_POINTS = 300
+LEAST_TICKS, MOST_TICKS = 3, 6  # of a logarithmic axis
 SMOOTHING_FRACTION = 0.04
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -73,27 +76,33 @@ class Group:
 
 
 def all_figures(runs: Sequence[RunSummary], names: Sequence[str]) -> dict[str, Group]:
-    """Every group that the runs have data for, by key: ap, pseudo, counts, losses, lr."""
+    """Every group that the runs have data for, by key: ap, pseudo, counts, losses, lr, gradient."""
     groups = {
         "ap": ap_curves(runs, names),
         "pseudo": pseudo_quality_curves(runs, names),
         "counts": count_curves(runs, names),
         "losses": loss_curves(runs, names),
         "lr": learning_rate_curve(runs, names),
+        "gradient": gradient_curve(runs, names),
     }
     return {key: group for key, group in groups.items() if group.panels}
 
 
 def ap_curves(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
-    """Mask AP, AP50 and box AP over steps, teacher and student of every run; values in points."""
+    """Mask AP, AP50 and box AP over steps, teacher and student of every run, those that compare in one picture; values
+    in points.
+    """
     panels = []
-    for key, title in (("AP", "mask AP"), ("AP50", "mask AP50"), ("box_AP", "box AP")):
-        lines = [
-            _line(at, f"{name}, {who}", _evaluations(run, who, key), scale=100, dashed=who == "student")
-            for at, (run, name) in enumerate(zip(runs, names, strict=True))
-            for who in ("teacher", "student")
-        ]
-        panels += _panel(title, lines, marked=True)
+    groups = comparable(runs)
+    for number_, group in enumerate(groups, 1):
+        which = f" ({number_} of {len(groups)})" if len(groups) > 1 else ""
+        for key, title in (("AP", "mask AP"), ("AP50", "mask AP50"), ("box_AP", "box AP")):
+            lines = [
+                _line(at, f"{names[at]}, {who}", _evaluations(runs[at], who, key), scale=100, dashed=who == "student")
+                for at in group
+                for who in ("teacher", "student")
+            ]
+            panels += _panel(title + which, lines, marked=True)
     return Group("AP over steps", panels, "Solid: the teacher (moving average of the student). Dashed: the student.")
 
 
@@ -110,22 +119,31 @@ def count_curves(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
     """Everything the method counts in a step (pseudo objects per image, teacher score, ramp, ...)."""
     panels = _panel("pseudo-labels measured", _lines(runs, names, "pseudo", "count"), marked=True)
     for key in _keys(runs, "counts"):
-        lines = [smooth(line) for line in _lines(runs, names, "train", "counts", key)]
-        panels += _panel(key.replace("_", " "), lines)
+        if key != GRADIENT_NORM:
+            panels += _panel(key.replace("_", " "), _smooth_lines(runs, names, "counts", key))
     return Group("What the method counted", panels, "Lightly smoothed.")
+
+
+def gradient_curve(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
+    """The gradient's norm, which the trainer counts for every method."""
+    panels = _panel("gradient norm", _smooth_lines(runs, names, "counts", GRADIENT_NORM), limits=(0.0, None))
+    return Group("Gradient norm", panels, "Before clipping; lightly smoothed.")
 
 
 def loss_curves(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
     """Every named loss, one picture each."""
     panels = []
     for key in _keys(runs, "losses"):
-        lines = [smooth(line) for line in _lines(runs, names, "train", "losses", key)]
-        panels += _panel(key.replace("_", " "), lines, limits=(0.0, None))
+        panels += _panel(key.replace("_", " "), _smooth_lines(runs, names, "losses", key), limits=(0.0, None))
     return Group("Losses", panels, "Lightly smoothed; each as it enters the sum that is minimised.")
 
 
 def learning_rate_curve(runs: Sequence[RunSummary], names: Sequence[str]) -> Group:
     return Group("Learning rate", _panel("learning rate", _lines(runs, names, "train", "lr")))
+
+
+def _smooth_lines(runs: Sequence[RunSummary], names: Sequence[str], *path: str) -> list[Line]:
+    return [smooth(line) for line in _lines(runs, names, "train", *path)]
 
 
 def smooth(line: Line) -> Line:
@@ -219,6 +237,24 @@ def _limit(axes: Axes, lines: Sequence[Line], limits: tuple[float | None, float 
 def _in_words(line: Line) -> str:
     low, high = min(line.values), max(line.values)
     return f"from {line.values[0]:.4g} to {line.values[-1]:.4g}, between {low:.4g} and {high:.4g}"
+
+
+def set_log_ticks(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic x axis from `low` to `high` (above 0) with plain numbers; matplotlib's own are written in TeX,
+    which an SVG with text shows as it stands.
+    """
+    axes.set_xscale("log")
+    exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    decades = [10.0**exponent for exponent in exponents]
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [factor * decade for decade in decades for factor in factors if low <= factor * decade <= high]
+        if len(ticks) >= LEAST_TICKS:
+            break
+    else:  # a narrow range has even steps
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high] or [low]
+    ticks = ticks[:: -(-len(ticks) // MOST_TICKS)]
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axes.minorticks_off()
 
 
 def as_svg(figure: MplFigure, title: str, alt: str) -> str:

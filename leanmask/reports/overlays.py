@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pycocotools import mask as coco_mask
+from scipy.ndimage import minimum_filter1d
 
 from leanmask.errors import DataError
 from leanmask.reports.marks import Mark, draw_marks, marks_of
+from leanmask.rle import decode_counts, rle_crop
 
 FILL = 0.42
 GOLDEN = 0.61803398875
 # Ends of the range that integer and float images are stretched from; single bright pixels must not darken the rest.
 PERCENTILES = (0.5, 99.5)
 READABLE_PX = 480
+LONGEST_PX = 2000  # longest side of a picture that is drawn for people to look at: more takes long and shows no more
+SMALL_PX = 100  # drawn pixels of a mask up to which everything that it touches is painted, so that it stays visible
+LEAST_BOX = 3  # least side of a drawn box, in widths of its line
 MOST_NAMED = 30  # objects of one class; of more of them, names would hide what they name and say nothing new
 
 # What pycocotools raises when a segmentation is not what it should be.
@@ -30,11 +36,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Shape:
-    """One object to draw. mask: (H, W) bool in the drawn picture, or None. box: xyxy pixels of the same, or None.
-    marks: its points, there too.
+    """What is drawn of one object beside its mask. box: xyxy pixels of the drawn picture, or None. marks: its points,
+    there too.
     """
 
-    mask: np.ndarray | None
     box: Box | None
     marks: tuple[Mark, ...]
     colour: tuple[int, int, int]
@@ -61,8 +66,9 @@ def draw_overlay(
     rows: COCO result rows (with `score`; those below the threshold are left out) or annotations (without). Their
     segmentation is RLE or polygons in the frame of `image`; points are drawn as `marks_of` reads them. names: category
     id -> text. scale: size of the result over that of `image`; drawing happens after scaling, so that lines and text
-    stay sharp on small images (`readable_scale`). Raises DataError for a segmentation, box or points that are broken,
-    or a mask of another image size.
+    stay sharp on small images and time and memory do not grow with large ones (`readable_scale`). Masks are read one
+    at a time; small ones stay visible. Raises DataError for a segmentation, box or points that are broken, or a mask of
+    another image size.
     """
     picture = to_rgb(image)
     if scale != 1.0:
@@ -70,19 +76,29 @@ def draw_overlay(
         picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.BICUBIC)
     shown = [row for row in rows if "score" not in row or row["score"] >= score_threshold]
     shown.sort(key=lambda row: row.get("score", 1.0))
-    shapes = [_shape(row, names, image.size, picture.size) for row in shown]
     line_px = max(2, round(max(picture.size) / 250))
-    pixels = np.asarray(picture, dtype=np.float32).copy()
-    for shape in shapes:
-        _paint(pixels, shape, line_px)
-    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    pixels = np.array(picture)
+    shapes = []
+    for row in shown:
+        shape, part = _shape(row, names, image.size, picture.size)
+        if part is not None:
+            _paint(pixels, part, shape.colour, line_px)
+        shapes.append(shape)
+    picture = Image.fromarray(pixels)
     _annotate(picture, shapes, line_px)
     return picture
 
 
-def readable_scale(size: tuple[int, int], wanted_px: int = READABLE_PX, most: float = 6.0) -> float:
-    """The enlargement (never a reduction) that brings the longer side of `size` to `wanted_px`."""
-    return min(max(wanted_px / max(size), 1.0), most)
+def readable_scale(
+    size: tuple[int, int], wanted_px: int = READABLE_PX, most: float = 6.0, longest_px: int | None = LONGEST_PX
+) -> float:
+    """The enlargement that brings the longer side of `size` to `wanted_px`, or the reduction that brings it to
+    `longest_px` (None = no reduction).
+    """
+    longer = max(size)
+    if longest_px is not None and longer > longest_px:
+        return longest_px / longer
+    return min(max(wanted_px / longer, 1.0), most)
 
 
 def class_colour(category_id: int) -> tuple[int, int, int]:
@@ -149,27 +165,75 @@ def decode(rle: dict[str, Any]) -> np.ndarray:
         raise DataError(f"broken RLE ({type(error).__name__}: {error})") from None
 
 
-def _shape(row: Mapping[str, Any], names: Mapping[int, str], size: tuple[int, int], drawn: tuple[int, int]) -> Shape:
+@dataclass(frozen=True)
+class _Part:
+    """The drawn pixels of a mask. crop: (h, w) bool. left, top: where it lies in the drawn picture."""
+
+    crop: np.ndarray
+    left: int
+    top: int
+
+
+def _shape(
+    row: Mapping[str, Any], names: Mapping[int, str], size: tuple[int, int], drawn: tuple[int, int]
+) -> tuple[Shape, _Part | None]:
     category = int(row.get("category_id", 0))
     text = names.get(category, f"category {category}")
     if "score" in row:
         text = f"{text} {row['score']:.2f}"
     rle = to_rle(row.get("segmentation"), *size)
-    mask = None
-    box: Box | None = None
-    if rle is not None:
-        mask = decode(rle)
-        if drawn != size:
-            grown = Image.fromarray(mask.astype(np.uint8) * 255).resize(drawn, Image.Resampling.BILINEAR)
-            mask = np.asarray(grown) >= 128
     across, down = drawn[0] / size[0], drawn[1] / size[1]
+    box: Box | None = None
+    part: _Part | None = None
+    if rle is not None:
+        mask, (left, top) = _cut_out(rle)
+        if mask.size:
+            bottom, right = top + mask.shape[0], left + mask.shape[1]
+            box = (left * across, top * down, right * across, bottom * down)
+            part = _scaled(mask, (left, top), size, drawn)
     if row.get("bbox"):
         x, y, width, height = _numbers(row["bbox"])
         box = (x * across, y * down, (x + width) * across, (y + height) * down)
-    elif mask is not None and mask.any():
-        box = _box_of(mask)
     marks = tuple(mark.scaled(across, down) for mark in marks_of(row))
-    return Shape(mask, box, marks, class_colour(category), text)
+    return Shape(box, marks, class_colour(category), text), part
+
+
+def _cut_out(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
+    """The (h, w) bool of a compressed RLE inside its bounds, and its left and top; (0, 0) of a mask without pixels. The
+    whole image is not decoded. Raises DataError for a broken one.
+    """
+    height, width = rle["size"]
+    if int(decode_counts(rle["counts"]).sum()) != height * width:
+        raise DataError(f"broken RLE: its runs do not describe {width} x {height} pixels")
+    left, top, across, down = (int(side) for side in coco_mask.toBbox(rle))
+    return rle_crop(rle, (left, top, across, down)).astype(bool), (left, top)
+
+
+def _scaled(mask: np.ndarray, corner: tuple[int, int], size: tuple[int, int], drawn: tuple[int, int]) -> _Part:
+    """A mask (h, w) whose left and top are `corner` in an image of `size`, as it is in one of the size `drawn`."""
+    (left, top), (width, height) = corner, size
+    bottom, right = top + mask.shape[0], left + mask.shape[1]
+    if drawn == size:
+        return _Part(mask, left, top)
+    across, down = drawn[0] / width, drawn[1] / height
+    x0, y0 = math.floor(left * across), math.floor(top * down)
+    x1, y1 = min(math.ceil(right * across), drawn[0]), min(math.ceil(bottom * down), drawn[1])
+    # The drawn pixels begin outside the mask, by less than one of them; what is there is no object.
+    frame = x0 / across, y0 / down, min(x1 / across, width), min(y1 / down, height)
+    near_x, near_y = math.floor(frame[0]), math.floor(frame[1])
+    around = ((top - near_y, math.ceil(frame[3]) - bottom), (left - near_x, math.ceil(frame[2]) - right))
+    cut = np.pad(mask, np.maximum(around, 0))
+    grey = Image.fromarray(cut.astype(np.uint8) * 255).resize(
+        (x1 - x0, y1 - y0),
+        Image.Resampling.BILINEAR if across > 1 else Image.Resampling.BOX,
+        box=(frame[0] - near_x, frame[1] - near_y, frame[2] - near_x, frame[3] - near_y),
+    )
+    crop = np.asarray(grey) >= 128
+    if across < 1 and crop.sum() <= SMALL_PX:
+        rows, columns = np.nonzero(mask)
+        crop = crop.copy()
+        crop[((rows + top) * down).astype(int) - y0, ((columns + left) * across).astype(int) - x0] = True
+    return _Part(crop, x0, y0)
 
 
 def _numbers(bbox: Any) -> Box:
@@ -180,24 +244,18 @@ def _numbers(bbox: Any) -> Box:
     return x, y, width, height
 
 
-def _box_of(mask: np.ndarray) -> Box:
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
-
-
-def _paint(pixels: np.ndarray, shape: Shape, line_px: int) -> None:
-    """Fill and outline one mask in place, in the crop around it alone. pixels: (H, W, 3) float32 in [0, 255]."""
-    if shape.mask is None or not shape.mask.any():
-        return
-    left, top, right, bottom = (int(value) for value in _box_of(shape.mask))
-    crop = shape.mask[top:bottom, left:right]
-    # A rim of background, so that a mask that ends at the crop's edge is outlined there too.
-    padded = Image.fromarray(np.pad(crop, line_px).astype(np.uint8) * 255)
-    inner = np.asarray(padded.filter(ImageFilter.MinFilter(2 * line_px + 1)))[line_px:-line_px, line_px:-line_px] > 0
-    colour = np.array(shape.colour, dtype=np.float32)
-    area = pixels[top:bottom, left:right]
-    area[crop] += FILL * (colour - area[crop])
-    area[crop & ~inner] = colour
+def _paint(pixels: np.ndarray, part: _Part, colour: tuple[int, int, int], line_px: int) -> None:
+    """Fill and outline one mask in place, in the crop around it alone. pixels: (H, W, 3) uint8."""
+    crop = part.crop
+    height, width = crop.shape
+    # A square's erosion is that of its rows, then of its columns. What lies outside the crop is background.
+    inner = crop.astype(np.uint8)
+    for axis in (0, 1):
+        inner = minimum_filter1d(inner, 2 * line_px + 1, axis=axis, mode="constant", cval=0)
+    area = pixels[part.top : part.top + height, part.left : part.left + width]
+    mixed = (1 - FILL) * area[crop] + FILL * np.array(colour, dtype=np.float32)
+    area[crop] = mixed.round().astype(np.uint8)
+    area[crop & (inner == 0)] = colour
 
 
 def _annotate(picture: Image.Image, shapes: Sequence[Shape], line_px: int) -> None:
@@ -211,7 +269,7 @@ def _annotate(picture: Image.Image, shapes: Sequence[Shape], line_px: int) -> No
     alike = Counter(shape.colour for shape in shapes)
     for shape in shapes:
         if shape.box is not None:
-            pen.rectangle(_ordered(shape.box), outline=shape.colour, width=max(1, line_px // 2))
+            pen.rectangle(_outline(shape.box, line_px), outline=shape.colour, width=max(1, line_px // 2))
     for shape in reversed(shapes):
         anchor = shape.named_at(radius_px)
         if anchor is None or alike[shape.colour] > MOST_NAMED:
@@ -229,9 +287,12 @@ def _annotate(picture: Image.Image, shapes: Sequence[Shape], line_px: int) -> No
         draw_marks(picture, shape.marks, radius_px)
 
 
-def _ordered(box: Box) -> Box:
-    """PIL wants corners in order; a broken box must not stop a picture."""
-    return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
+def _outline(box: Box, line_px: int) -> Box:
+    """Around an object, large enough to be seen. PIL wants corners in order; a broken box must not stop a picture."""
+    middle_x, middle_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    least = LEAST_BOX * max(1, line_px // 2)
+    half_x, half_y = max(abs(box[2] - box[0]), least) / 2, max(abs(box[3] - box[1]), least) / 2
+    return middle_x - half_x, middle_y - half_y, middle_x + half_x, middle_y + half_y
 
 
 def _middle(box: Box) -> Box:

@@ -16,7 +16,7 @@ import yaml
 from leanmask.errors import RunError
 from leanmask.reports import tables
 from leanmask.reports.calibration import frequency_figures, reliability_figures
-from leanmask.reports.collect import RESULTS_NAME, RunSummary, read_run
+from leanmask.reports.collect import RESULTS_NAME, RunSummary, comparable, read_run
 from leanmask.reports.evaluation_pictures import FOLDER, read_pictures
 from leanmask.reports.figures import MARKERS, PALETTE, Group, all_figures
 from leanmask.reports.folders import trainings
@@ -30,6 +30,7 @@ from leanmask.version import __version__
 
 TEMPLATE = "report.html.j2"
 MOST_EVENTS = 200
+APART = "Runs that were measured on different data, or in another way, are shown apart: their scores do not compare."
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def render(runs: Sequence[RunSummary], title: str | None = None, choice: Choice 
         version=__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         headline=headline(runs, names),
-        comparison=tables.run_comparison(runs, names),
+        comparisons=_comparisons(runs, names),
         legend=_legend(names),
         sections=_sections(runs, names),
         pictures=pictures,
@@ -95,17 +96,29 @@ def render(runs: Sequence[RunSummary], title: str | None = None, choice: Choice 
 
 
 def headline(runs: Sequence[RunSummary], names: Sequence[str]) -> str:
-    """One sentence: who is best, by how much, and by which network."""
+    """Who is best, by how much, and by which network: one sentence for the runs that can be compared."""
+    groups = comparable(runs)
+    sentences = [_best_of([runs[at] for at in group], [names[at] for at in group]) for group in groups]
+    known = [sentence for sentence in sentences if sentence is not None]
+    if not known:
+        return "No evaluation has finished yet; the curves below show how far training is."
+    if len(groups) > 1:
+        known.append(APART)
+    return " ".join(known)
+
+
+def _best_of(runs: Sequence[RunSummary], names: Sequence[str]) -> str | None:
     scored = [
-        (ap, name, run)
+        (ap, name, run.kept)
         for run, name in zip(runs, names, strict=True)
-        if (who := run.best_network) is not None and (ap := run.final[who].ap) is not None
+        if run.kept is not None and (ap := run.kept.ap) is not None
     ]
     if not scored:
-        return "No evaluation has finished yet; the curves below show how far training is."
+        return None
     scored.sort(key=lambda entry: -entry[0])
-    ap, name, run = scored[0]
-    sentence = f"{name} reaches a mask AP of {points(ap)} with its {run.best_network}"
+    ap, name, kept = scored[0]
+    step = "" if kept.step is None else f" of step {kept.step}"
+    sentence = f"{name} reaches a {kept.iou} AP of {points(ap)} with its {kept.who}{step}"
     if len(scored) == 1:
         return f"{sentence}."
     other_ap, other, _ = scored[1]
@@ -114,9 +127,19 @@ def headline(runs: Sequence[RunSummary], names: Sequence[str]) -> str:
     return f"{sentence}, {points(ap - other_ap)} points above {other} ({points(other_ap)})."
 
 
+def _comparisons(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Table]:
+    """One table, or one for each group of runs that can be compared."""
+    groups = comparable(runs)
+    found = []
+    for number, group in enumerate(groups, 1):
+        title = "Runs side by side" if len(groups) == 1 else f"Runs that can be compared, {number} of {len(groups)}"
+        found.append(tables.run_comparison([runs[at] for at in group], [names[at] for at in group], title))
+    return found
+
+
 def _sections(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Section]:
     """What there is to show, in reading order; parts without content are left out."""
-    groups = all_figures(runs, names)
+    groups, groups_of = all_figures(runs, names), comparable(runs)
     more = {"frequency": frequency_figures(runs, names), "reliability": reliability_figures(runs, names)}
     groups |= {key: group for key, group in more.items() if group.panels}
 
@@ -128,15 +151,16 @@ def _sections(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Section]
 
     splits = dict.fromkeys(split for run in runs for split in run.census)
     per_class = [tables.census_per_class(run, name) for run, name in zip(runs, names, strict=True)]
+    classes = [tables.per_class_ap([runs[at] for at in group], [names[at] for at in group]) for group in groups_of]
     census = found(*(tables.census(runs, names, split) for split in splits))
     sections = [
         Section("labels", "Labels", tables=census, folded=found(*per_class)),
         Section("curves", "Accuracy over time", figures=drawn("ap")),
-        Section("classes", "Classes", tables=found(tables.per_class_ap(runs, names)), figures=drawn("frequency")),
+        Section("classes", "Classes", tables=found(*classes), figures=drawn("frequency")),
         Section("reliability", "Can scores be trusted?", figures=drawn("reliability")),
         Section("outcomes", "Right and wrong", tables=found(outcome_table(_outcomes(runs, names)))),
         Section("pseudo", "Pseudo-labels", figures=drawn("pseudo", "counts")),
-        Section("losses", "Losses and learning rate", figures=drawn("losses", "lr")),
+        Section("losses", "Losses, learning rate and gradient", figures=drawn("losses", "lr", "gradient")),
         Section("settings", "Settings that differ", tables=found(tables.differences(runs, names))),
         Section("environment", "Environment", folded=found(tables.environments(runs, names))),
     ]
@@ -145,11 +169,7 @@ def _sections(runs: Sequence[RunSummary], names: Sequence[str]) -> list[Section]
 
 def _outcomes(runs: Sequence[RunSummary], names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
     """Of each run's best network."""
-    return {
-        name: run.final[who].outcomes
-        for run, name in zip(runs, names, strict=True)
-        if (who := run.best_network) is not None
-    }
+    return {name: run.kept.outcomes for run, name in zip(runs, names, strict=True) if run.kept is not None}
 
 
 def _legend(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -161,22 +181,26 @@ def _legend(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _evaluated(runs: Sequence[RunSummary], names: Sequence[str]) -> list[tuple[str, list[Picture]]]:
-    """Of each run's best network, the pictures that its last evaluation drew, with a title."""
+    """Of each run's best network, the pictures that were drawn when it was evaluated, with a title."""
     found = []
     for run, name in zip(runs, names, strict=True):
-        if (who := run.best_network) is not None and (drawn := read_pictures(run.folder / "evaluation" / who / FOLDER)):
-            step = f", step {last}" if (last := run.final[who].step) is not None else ""
-            found.append((f"{name}: the {who} as last evaluated{step}", drawn))
+        if run.kept is None or run.kept_files is None or not (drawn := read_pictures(run.kept_files / FOLDER)):
+            continue
+        step = f" of step {run.kept.step}" if run.kept.step is not None else ""
+        found.append((f"{name}: the {run.kept.who}{step}", drawn))
     return found
 
 
 def _pictures(runs: Sequence[RunSummary], names: Sequence[str], choice: Choice) -> Comparison:
-    """Pictures of the runs that were evaluated on the same files as the first one that has results."""
+    """Pictures of the runs that were measured on the same as the first one that has results."""
     with_results = [(run, name) for run, name in zip(runs, names, strict=True) if _results(run) and run.validation]
     if not with_results:
-        return Comparison(notes=[f"no pictures: no run has a results file ({RESULTS_NAME}) and its validation images"])
-    files = with_results[0][0].validation
-    same = {name: path for run, name in with_results if run.validation == files and (path := _results(run))}
+        return Comparison(
+            notes=[f"no pictures: no run has the results ({RESULTS_NAME}) of its best network and validation images"]
+        )
+    first = with_results[0][0]
+    files = first.validation
+    same = {name: path for run, name in with_results if first.same_measure(run) and (path := _results(run))}
     left_out = [name for _, name in with_results if name not in same]
     if files is None:
         raise AssertionError("runs without validation files were left out above")
@@ -190,7 +214,8 @@ def _css(colour: tuple[int, int, int]) -> str:
 
 
 def _results(run: RunSummary) -> Path | None:
-    return run.results.get(run.best_network or "")
+    path = None if run.kept_files is None else run.kept_files / RESULTS_NAME
+    return path if path is not None and path.is_file() else None
 
 
 def _yaml(run: RunSummary) -> str:
@@ -207,26 +232,12 @@ def _messages(runs: Sequence[RunSummary], names: Sequence[str]) -> list[dict[str
             if final.from_journal:
                 text = f"{who}: no evaluation file, so its numbers are those of the journal"
                 found.append({"run": name, "step": final.step, "text": text})
-        if (sentence := _best_note(run)) is not None:
-            found.append({"run": name, "step": None, "text": sentence})
         events = [{"run": name, "step": row["step"], "text": str(row.get("message"))} for row in run.journal.events]
         found += events[:MOST_EVENTS]
         if len(events) > MOST_EVENTS:
             text = f"{len(events) - MOST_EVENTS} more events stand in journal.jsonl"
             found.append({"run": name, "step": None, "text": text})
     return found
-
-
-def _best_note(run: RunSummary) -> str | None:
-    """A sentence when the saved best weights are older than the evaluation that the page shows."""
-    shown = run.final.get(run.best_network or "")
-    step = run.best.get("step", "")
-    if shown is None or shown.step is None or not step.isdigit() or int(step) >= shown.step:
-        return None
-    return (
-        f"best.safetensors holds the {run.best_network} of step {step}; "
-        f"the numbers on this page are those of step {shown.step}"
-    )
 
 
 def write_page(out: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,20 @@ def write_review(pseudo: Path, out: Path, *, images: Path | None = None, most: i
     content = read_json(Path(pseudo))
     folder = images or Path(str(content.get("info", {}).get("image_folder", "")))
     rows = heapq.nsmallest(most, content.get("annotations", ()), key=certainty)
-    files = {image["id"]: folder / image["file_name"] for image in content.get("images", ())}
+    images_by_id = {image["id"]: image for image in content.get("images", ())}
     names = {category["id"]: category["name"] for category in content.get("categories", ())}
-    pictures = [_picture(row, files, names) for row in rows]
+    drawn: dict[Any, Picture] = {}
+    of_images: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)  # each is read once, however large it is
+    for row in rows:
+        of_images[row["image_id"]].append(row)
+    for image_id, own in of_images.items():
+        record = images_by_id.get(image_id)
+        if record is None:
+            raise DataError(f"annotation {own[0]['id']} is of image {image_id!r}, which the file does not have")
+        size = (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
+        path = folder / record["file_name"]
+        image = open_upright(path, size)
+        drawn |= {row["id"]: _picture(row, image, path.name, names) for row in own}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -49,7 +61,7 @@ def write_review(pseudo: Path, out: Path, *, images: Path | None = None, most: i
         version=__version__,
         source=str(pseudo),
         total=len(content.get("annotations", ())),
-        pictures=pictures,
+        pictures=[drawn[row["id"]] for row in rows],
     )
     write_page(out, page)
     return out
@@ -66,14 +78,10 @@ def certainty(row: Mapping[str, Any]) -> float:
         ) from None
 
 
-def _picture(row: Mapping[str, Any], files: Mapping[Any, Path], names: Mapping[int, str]) -> Picture:
-    path = files.get(row["image_id"])
-    if path is None:
-        raise DataError(f"annotation {row['id']} is of image {row['image_id']!r}, which the file does not have")
-    image = open_upright(path, None)
+def _picture(row: Mapping[str, Any], image: Image.Image, file: str, names: Mapping[int, str]) -> Picture:
     caption = (
         f"{names.get(row['category_id'], row['category_id'])}: class {row['class_quality']:.2f}, "
-        f"mask {row['mask_quality']:.2f}; {path.name}, annotation {row['id']}"
+        f"mask {row['mask_quality']:.2f}; {file}, annotation {row['id']}"
     )
     window = _window(row["bbox"], image)
     return draw_picture(caption, image.crop(window), [_inside(row, window, image)], names)

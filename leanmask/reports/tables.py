@@ -46,26 +46,31 @@ BENCHMARK_NOTE = "Mean ± standard deviation over seeds; AP in points (hundredth
 Arms = dict[str, dict[str, Mapping[str, Any]]]
 
 
-def run_comparison(runs: Sequence[RunSummary], names: Sequence[str]) -> Table:
-    """One row per run, by the network that it calls its best; the best number of a column is stressed."""
+def run_comparison(runs: Sequence[RunSummary], names: Sequence[str], title: str = "Runs side by side") -> Table:
+    """One row per run that can be compared, by the network that it keeps as its best; the best number of a column is
+    stressed.
+    """
+    boxes = any(run.kept is not None and run.kept.iou == "box" for run in runs)
+    keys = ("box_AP", "box_AP50", "box_AP75") if boxes else ("AP", "AP50", "AP75", "box_AP")
     rows, values = [], []
     for run, name in zip(runs, names, strict=True):
-        who = run.best_network
-        final = run.final.get(who or "")
-        found = [_metric(final, key) for key in ("AP", "AP50", "AP75", "box_AP")]
-        others = [f"{other} {points(run.final[other].ap)}" for other in run.final if other != who]
+        kept = run.kept
+        found = [_metric(kept, key) for key in keys]
+        last = [f"{who} {points(each.ap)}" for who, each in run.final.items()]
+        network = NOTHING if kept is None else kept.who if kept.step is None else f"{kept.who}, step {kept.step}"
         early = ", stopped early" if run.stopped_early else ""
         steps = f"{run.last_step} of {run.planned_steps}{early}" if _unfinished(run) else str(run.last_step)
         time = duration(run.train_seconds)
-        text = [name, run.method, run.model, who or NOTHING]
-        rows.append([*text, *map(points, found), ", ".join(others) or NOTHING, steps, time])
+        text = [name, run.method, run.model, network]
+        rows.append([*text, *map(points, found), ", ".join(last) or NOTHING, steps, time])
         values.append(found)
-    headers = ("run", "method", "model", "best", "AP", "AP50", "AP75", "box AP", "the other's AP", "steps", "time")
-    return Table("Runs side by side", headers, rows, text_columns=4, strong=_column_best(values, first_column=4))
+    measured = (key.replace("_", " ") for key in keys)
+    headers = ("run", "method", "model", "best", *measured, "AP at the end", "steps", "time")
+    return Table(title, headers, rows, text_columns=4, strong=_column_best(values, first_column=4))
 
 
 def per_class_ap(runs: Sequence[RunSummary], names: Sequence[str]) -> Table | None:
-    """AP of every class side by side, worst mean first; None when no run has it."""
+    """AP of every class side by side, worst mean first, of runs that can be compared; None when none has it."""
     columns = [_class_rows(run) for run in runs]
     order: dict[str, dict[str, Any]] = {}
     for column in columns:
@@ -78,16 +83,23 @@ def per_class_ap(runs: Sequence[RunSummary], names: Sequence[str]) -> Table | No
     rows = [[key, _count(order[key].get("count")), *map(points, values[key])] for key in keys]
     bars = {(at, i + 2): ap for at, key in enumerate(keys) for i, ap in enumerate(values[key]) if ap is not None}
     strong = _row_best([values[key] for key in keys], first_column=2)
-    return Table("Mask AP of each class, worst first", ("class", "objects", *names), rows, strong=strong, bars=bars)
+    iou = next((run.kept.iou for run in runs if run.kept is not None), "mask")
+    return Table(
+        f"{iou.capitalize()} AP of each class, worst first",
+        ("class", "objects", *names),
+        rows,
+        strong=strong,
+        bars=bars,
+    )
 
 
-def class_table(per_class: Sequence[Mapping[str, Any]]) -> Table:
-    """One evaluation's classes, in the order given (worst first)."""
+def class_table(per_class: Sequence[Mapping[str, Any]], iou: str = "mask") -> Table:
+    """One evaluation's classes, in the order given (worst first). iou: what AP is of, "mask" or "box"."""
     rows = [
         [str(row["name"]), str(row["id"]), points(number(row["AP"])), points(number(row["AP50"])), count(row["count"])]
         for row in per_class
     ]
-    return Table("per class, worst first", ("class", "id", "mask AP", "AP50", "objects"), rows)
+    return Table("per class, worst first", ("class", "id", f"{iou} AP", "AP50", "objects"), rows)
 
 
 def census(runs: Sequence[RunSummary], names: Sequence[str], split: str = "train") -> Table | None:
@@ -258,8 +270,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _class_rows(run: RunSummary) -> dict[str, dict[str, Any]]:
-    final = run.final.get(run.best_network or "")
-    return {str(row.get("name", row.get("id"))): row for row in final.per_class} if final else {}
+    return {str(row.get("name", row.get("id"))): row for row in run.kept.per_class} if run.kept else {}
 
 
 def _same_census(

@@ -16,6 +16,7 @@ from leanmask.data.convert.shapes import Left, categories_from
 from leanmask.data.files import read_json, why, write_atomically, write_json
 from leanmask.data.grouping import Totals, categories_of, group_images
 from leanmask.data.layout import locate
+from leanmask.data.predictions import IMAGES_NAME, is_results, read_predictions
 from leanmask.data.views.canvas import image_size
 from leanmask.errors import ConfigError, DataError, suggest
 
@@ -62,7 +63,8 @@ class Converted:
 
 
 def convert(source: str | Path, out: str | Path, options: ConvertOptions = ConvertOptions()) -> Converted:
-    """Convert a data set's split, a COCO file (.json), Label Studio's export (.json) or CVAT's (.xml) into a new file.
+    """Convert a data set's split, a COCO file (.json), the results of `leanmask predict` (.json), Label Studio's export
+    (.json) or CVAT's (.xml) into a new file.
 
     Raises DataError for what cannot be read or exists already, ConfigError for an unknown format.
     """
@@ -98,6 +100,8 @@ def _read(source: Path, options: ConvertOptions) -> tuple[dict[str, Any], Left]:
     content = _json(source)
     if isinstance(content, dict):
         return _coco(source), Left()
+    if is_results(content) and (content or source.with_name(IMAGES_NAME).is_file()):
+        return _predicted(source, content), Left()
     categories = categories_from(label_studio.class_names(content), known)
     try:
         return label_studio.from_label_studio(content, categories, _sizes(content, options.images))
@@ -129,6 +133,20 @@ def _annotations(data: Path, split: str) -> Path:
 def _coco(path: Path) -> dict[str, Any]:
     """The content of a COCO file that was looked through row by row."""
     content = read_json(path)
+    for _ in group_images(content, path, Totals()):
+        pass
+    return content
+
+
+def _predicted(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """COCO of a results file that `leanmask predict` wrote, looked through row by row."""
+    found = read_predictions(path, rows)
+    if found is None:
+        raise DataError(
+            f"{path} is a list of COCO results, which names no files and classes; `leanmask predict` writes them "
+            f"beside it, as {IMAGES_NAME}"
+        )
+    content = found.to_coco()
     for _ in group_images(content, path, Totals()):
         pass
     return content
