@@ -235,7 +235,7 @@ def test_annotation_problems_are_found_and_repaired(
 ) -> None:
     data.change(spoil)
     before = data.path().read_bytes()
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     found = [(problem.image_id, problem.annotation_id) for problem in report.problems if problem.code == code]
     assert (image_id, annotation_id) in found, report.to_text()
     assert not report.ok
@@ -272,7 +272,7 @@ def fixed_rows(report: CheckReport, key: str = "annotations", split: str = "trai
 def repair(data: DataSet, *changes: Callable[[Content], None]) -> CheckReport:
     for change in changes:
         data.change(change)
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     passes_after_repair(data, report)
     return report
 
@@ -377,7 +377,7 @@ def test_broken_images(data: DataSet) -> None:
     data.image(1).unlink()
     data.image(2).write_bytes(data.image(2).read_bytes()[:-400])
     data.image(4).write_bytes(b"no picture at all")
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     found = {(p.code, p.split, p.image_id, Path(p.file).name) for p in report.problems}
     assert found == {
         ("image-missing", "train", 1, "1.jpg"),
@@ -432,7 +432,7 @@ def test_exif(data: DataSet, size: tuple[int, int], exif: str, codes: list[str],
 
 def test_exif_is_the_users_choice(data: DataSet) -> None:
     turn(data.image(2), 3)
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     assert [repair.message for repair in report.repairs] == ["left as it is: choose data.exif=apply or ignore"]
     assert check(data.root, exif="apply").ok
     with pytest.raises(DataError, match="exif is 'aply'; did you mean 'apply'"):
@@ -444,7 +444,7 @@ def test_classes_of_the_splits(data: DataSet) -> None:
         content["categories"] = [{"id": 8, "name": "cat"}, {"id": 3, "name": "doge"}]
 
     data.change(rename, "val")
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     found = [(problem.code, problem.split) for problem in report.problems]
     assert found == [("class-id-differs", "val"), ("class-unknown", "val")]
     assert "class 'doge' (id 3) is not in split 'train'" in report.to_text()
@@ -508,7 +508,7 @@ def test_nothing_is_overwritten(data: DataSet) -> None:
 
 def test_files_that_are_no_coco(data: DataSet) -> None:
     data.path("val").write_text("{")
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     assert [(problem.code, problem.split) for problem in report.problems] == [("file-unreadable", "val")]
     assert report.repairs[0].message == "cannot be repaired and is left out of the copy"
     assert set(locate(report.fixed or "")) == {"train"}

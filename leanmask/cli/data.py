@@ -47,6 +47,9 @@ def check(
     fix: Annotated[
         Path | None, typer.Option(help="Write a repaired copy of the annotations to this new folder.")
     ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="With --fix: repair even where many labels, or all of a kind, are lost.")
+    ] = False,
     exif: Annotated[
         str, typer.Option(help="EXIF rotations: error, apply or ignore, as data.exif in training.")
     ] = "error",
@@ -55,7 +58,7 @@ def check(
 ) -> None:
     """Validate a data set and count what is labelled how. Exit code 1 when there are errors."""
     with progress("checking images", as_json) as on_progress:
-        found = check_data(data, fix=fix, exif=exif, on_progress=on_progress)
+        found = check_data(data, fix=fix, drop=drop, exif=exif, on_progress=on_progress)
     if as_json:
         print_json(found.to_json())
     else:

@@ -13,12 +13,12 @@ from leanmask.data.annotation import Fault, Row, finite_faults, is_number
 from leanmask.data.checking.images import Probe, image_faults
 from leanmask.data.checking.rows import WARNINGS, category_of, image_size, row_faults
 from leanmask.data.coco import Census
-from leanmask.data.files import image_files, read_json
+from leanmask.data.files import image_files
+from leanmask.data.formats import LISTS, read_instances
 from leanmask.data.grouping import PARTIAL, Totals, image_flag, rows_of
 from leanmask.data.layout import SplitFiles
 
 WARNING_CODES = WARNINGS | {"unannotated", "same-content"}
-LISTS = ("images", "annotations", "categories")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Loaded:
 def load(name: str, files: SplitFiles) -> Loaded:
     """Read a split's file; a plain folder becomes images without annotations. Raises DataError when it is no COCO."""
     if files.annotations is not None:
-        content = read_json(files.annotations)
+        content = read_instances(files.annotations)
         for key in LISTS:
             rows_of(content, key, files.annotations)
         return Loaded(name, files, content)
