@@ -35,7 +35,7 @@ from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
 from leanmask.reports.evaluation_pictures import EvaluationPictures, spread
 from leanmask.reports.pictures import read_truth
 from leanmask.settings import RunConfig, stored
-from leanmask.settling import annotated
+from leanmask.settling import annotated, has_validation
 from leanmask.summary import Line, LogLine, OnStep, TrainSummary
 from leanmask.version import __version__
 
@@ -62,18 +62,19 @@ class Session:
         """Opens the data and builds the networks. Raises DataError, ConfigError or CheckpointError."""
         self.config, self.folder, self.state = config, folder, state
         splits = locate(config.data.path)
-        self.files = {name: annotated(splits, name, config.data) for name in _split_names(config)}
-        train, val = (self.files[name] for name in _split_names(config))
+        names = [config.data.train_split, *([config.data.val_split] if has_validation(splits, config.data) else [])]
+        self.files = {name: annotated(splits, name, config.data) for name in names}
+        train, val = self.files[config.data.train_split], self.files.get(config.data.val_split)
         unannotated = config.data.unannotated
         self.labelled = AnnotationStore.open(train.annotations, train.images, unannotated=unannotated)
         self.classes = self.labelled.classes
         census = self.labelled.census()
         if not any(census.objects.values()):
             raise DataError(f"{train.annotations} has no labelled object to learn from")
-        self.validation = AnnotationStore.open(
+        self.validation = val and AnnotationStore.open(
             val.annotations, val.images, unannotated=unannotated, classes=self.classes
         )
-        self.measurable = self.validation.census().exhaustive_images > 0
+        self.measurable = self.validation is not None and self.validation.census().exhaustive_images > 0
         self.method: Method = config.build_method(self._facts(census))
         self.unlabelled = self._unlabelled(splits) if self.method.uses_unlabelled else None
         self.loader = self._loader()
@@ -122,7 +123,8 @@ class Session:
         sources = unlabelled_sources(self.config.data.unlabelled, splits)
         pool = open_pool(sources, self.classes)
         if self.state.is_main_process:
-            require_apart(pool, {"labelled": self.labelled, "validation": self.validation})
+            known = {"labelled": self.labelled, **({"validation": self.validation} if self.validation else {})}
+            require_apart(pool, known)
         truth = sources[0].truth if len(sources) == 1 else None
         return Unlabelled(pool, truth, by_name=sources[0].annotations is None)
 
@@ -160,10 +162,12 @@ class Session:
         """Make the run folder with `config.yaml`, `env.json` and `data.json`. reasons: why settings have their values,
         by dotted name.
         """
-        train, val = _split_names(self.config)
+        stores = {self.config.data.train_split: self.labelled}
+        if self.validation is not None:
+            stores[self.config.data.val_split] = self.validation
         data = {
             "classes": self.classes.to_json(),
-            "census": {train: self.labelled.census().to_json(), val: self.validation.census().to_json()},
+            "census": {name: store.census().to_json() for name, store in stores.items()},
             "splits": {
                 name: {"annotations": str(files.annotations), "images": str(files.images)}
                 for name, files in self.files.items()
@@ -196,9 +200,15 @@ class Session:
             self._tell(step, LogLine(self.pace.log_line(step, sum(losses.values()), seconds_step)))
 
         self._on_progress = on_progress
-        told = [self.labelled.census().to_text(), f"weights: {self.student.weights_note}", self.method.notice]
-        if not self.measurable:
-            val = self.config.data.val_split
+        census = self.labelled.census()
+        told = [census.to_text(), census.empty_classes(), f"weights: {self.student.weights_note}", self.method.notice]
+        val = self.config.data.val_split
+        if self.validation is None:
+            told.append(
+                f"{self.config.data.path} has no split '{val}': nothing is measured, the teacher of the last step is "
+                f"kept; `leanmask split {self.config.data.path} NEW --val 20%` makes one"
+            )
+        elif not self.measurable:
             told.append(
                 f"no image of split '{val}' is annotated exhaustively: nothing is measured, the teacher is kept"
             )
@@ -268,11 +278,20 @@ class Session:
     def evaluate(self, step: int) -> Evaluated:
         """Measure and draw the networks on the validation split, and the pseudo-labels where hidden truth is there."""
         begin = time.perf_counter()
-        val = self.files[self.config.data.val_split]
-        assert val.annotations is not None
+        measured = self._measure(step) if self.measurable else {}
+        if self.state.is_main_process and (quality := self.pseudo_quality()):
+            measured["pseudo"] = quality
+        self._evaluating_seconds += time.perf_counter() - begin
+        self.pace.add_evaluation(time.perf_counter() - begin)
+        return measured
+
+    def _measure(self, step: int) -> dict[str, dict[str, Any]]:
+        """Metrics of the networks on the validation split, by name."""
+        truth = self.files[self.config.data.val_split].annotations
+        assert truth is not None
         validator = Validator(
             batches=self._validation_batches,
-            truth=val.annotations,
+            truth=truth,
             class_ids=self.classes.ids,
             device=self.state.device,
             precision=self.config.train.precision,
@@ -282,7 +301,7 @@ class Session:
         )
         networks = {"student": self.student, "teacher": self.teacher.model}
         measured: dict[str, dict[str, Any]] = {}
-        for who in self.config.evaluation.who if self.measurable else ():
+        for who in self.config.evaluation.who:
             self._tell(step, f"evaluating the {who}")
             pictures: dict[str, Any] = {}
             draw = partial(self._draw, pictures, step, who) if self.config.evaluation.pictures else None
@@ -293,16 +312,13 @@ class Session:
         if measured:
             found = ", ".join(f"{who} mask AP {100 * metrics['AP']:.1f}" for who, metrics in measured.items())
             self._tell(step, Line(f"step {step} of {self.config.train.steps}: {found}"))
-        if self.state.is_main_process and (quality := self.pseudo_quality()):
-            measured["pseudo"] = quality
-        self._evaluating_seconds += time.perf_counter() - begin
-        self.pace.add_evaluation(time.perf_counter() - begin)
         return measured
 
     def _draw(self, pictures: dict[str, Any], step: int, who: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add pictures of the network's predictions on a few validation images, by name."""
         val = self.files[self.config.data.val_split]
         assert val.annotations is not None
+        assert self.validation is not None
         if self._pictures is None:
             shown = spread(len(self.validation), self.config.evaluation.pictures)
             images = [(self.validation[index].id, self.validation[index].path) for index in shown]
@@ -314,6 +330,7 @@ class Session:
             self._tell(step, Line(problem))
 
     def _validation_batches(self) -> Iterator[Views]:
+        assert self.validation is not None
         dataset = EvalDataset(self.validation, self.config.data)
         rank, world = self.state.process_index, self.state.num_processes
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
@@ -366,7 +383,3 @@ def require_rough(store: AnnotationStore, source: Path | None) -> None:
         f"{source} has no object with both a mask and a rough one (rough_segmentations), so there is nothing to learn "
         "refinement from"
     )
-
-
-def _split_names(config: RunConfig) -> tuple[str, str]:
-    return config.data.train_split, config.data.val_split

@@ -91,6 +91,13 @@ def _steps_of_epochs(config: RunConfig, epochs: float) -> tuple[int, str]:
     return steps, f"train.steps = {steps}: {epochs:g} epochs of {images} images, {size} a step"
 
 
+def has_validation(splits: Mapping[str, SplitFiles], data: DataConfig) -> bool:
+    """Whether there is a split to measure on. One of another name than the usual is never missing in silence:
+    `annotated` refuses it.
+    """
+    return data.val_split in splits or data.val_split != DataConfig.model_fields["val_split"].default
+
+
 def annotated(splits: Mapping[str, SplitFiles], name: str, data: DataConfig) -> SplitFiles:
     """The files of a split that has annotations. Raises DataError when there is none."""
     if name not in splits:

@@ -79,11 +79,13 @@ def _share(text: str | float) -> float:
     return share
 
 
-def _protocol(name: str | None, points: int | None) -> str:
-    """The protocol that --protocol, --points or both ask for."""
+def _protocol(name: str | None, points: int | None, val: float | None) -> str | None:
+    """The protocol that --protocol, --points or both ask for; None where only --val is asked for."""
     if points is None:
-        if name is None:
-            raise ConfigError(f"say what to keep: --points N, or --protocol {', '.join(FORMS.values())}")
+        if name is None and val is None:
+            raise ConfigError(
+                f"say what to make: --val 20%, or what to keep: --points N, or --protocol {', '.join(FORMS.values())}"
+            )
         return name
     wanted = f"points-{points}"
     found, same = (parse_protocol(text) for text in (name or wanted, wanted))
@@ -93,7 +95,8 @@ def _protocol(name: str | None, points: int | None) -> str:
 
 
 @app.command(
-    epilog="Examples: leanmask split digits digits-sparse --protocol sparse-1 --seed 0   |   "
+    epilog="Examples: leanmask split mydata mydata-split --val 20%   |   "
+    "leanmask split digits digits-sparse --protocol sparse-1 --seed 0   |   "
     "leanmask split digits digits-points --points 10 --noise 5%"
 )
 def split(
@@ -104,6 +107,12 @@ def split(
     ] = None,
     points: Annotated[
         int | None, typer.Option(min=1, help="Points per object: the same as --protocol points-N.")
+    ] = None,
+    val: Annotated[
+        float | None,
+        typer.Option(
+            parser=_share, metavar="SHARE", help="Share of the labelled images to measure on (split val), such as 20%."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     noise: Annotated[
@@ -123,7 +132,7 @@ def split(
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Make a partly labelled data set from a fully labelled one; what is taken away is kept apart to measure by."""
+    """Make a validation split, or a partly labelled data set from a fully labelled one; what is taken away is kept."""
     options = SplitOptions(
         point_noise=noise,
         noise_where=noise_where,  # type: ignore[arg-type]
@@ -131,7 +140,9 @@ def split(
         point_at=point_at,  # type: ignore[arg-type]
         point_displaced=displaced,
     )
-    summary = split_data(data, out, _protocol(protocol, points), seed=seed, options=options)
+    chosen = _protocol(protocol, points, val)
+    with progress("comparing images", as_json) as on_progress:
+        summary = split_data(data, out, chosen, val=val, seed=seed, options=options, on_progress=on_progress)
     say(as_json, summary.to_json(), summary.to_text())
 
 

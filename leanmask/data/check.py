@@ -20,6 +20,7 @@ from leanmask.data.checking.splits import (
     class_problems,
     file_problems,
     image_problems,
+    label_problems,
     load,
     same_content_problems,
 )
@@ -94,7 +95,7 @@ def check(
     if exif not in EXIF:
         raise DataError(f"exif is '{exif}'{suggest(exif, EXIF)}")
     if drop and fix is None:
-        raise ConfigError("drop says what a repair may lose; name the new folder for the repaired copy, too (--fix NEW)")
+        raise ConfigError("--drop is for a repair; name the new folder for the repaired copy, too: --fix NEW")
     if fix is not None and Path(fix).exists() and (not Path(fix).is_dir() or any(Path(fix).iterdir())):
         raise RunError(f"{fix} exists already and is not an empty folder; name a new folder for the repaired copy")
     located = locate(data)
@@ -108,9 +109,11 @@ def check(
         problems += file_problems(split)
         problems += image_problems(split, probes, exif)
         problems += annotation_problems(split)
+    counted = {split.name: census(split) for split in splits}
+    for split in splits:
+        problems += label_problems(split, counted[split.name])
     problems += same_content_problems(splits, probes)
     problems.sort(key=lambda problem: problem.severity)
-    counted = {split.name: census(split) for split in splits}
     if fix is None:
         return CheckReport(tuple(problems), counted)
     repairs = write_repaired([Copy(split, probes, exif) for split in splits], located, Path(fix), drop)

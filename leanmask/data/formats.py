@@ -22,7 +22,9 @@ READ = "COCO instance files; `leanmask convert` also reads COCO panoptic files, 
 LISTS = ("images", "annotations", "categories")
 LABELS = ("segmentation", "bbox", "point_coords", "point_labels", "point", ROUGH)
 MOST_ENTRIES, DEPTH, SAMPLED = 20_000, 2, 3  # of a folder that is described
-MASK_FOLDERS = re.compile(r"masks?|labels?|gt\w*|ground_?truth|segmentation\w*|annotations?|instances?", re.IGNORECASE)
+MASK_FOLDERS = re.compile(
+    r"masks?|panoptic\w*|labels?|gt\w*|ground_?truth|segmentation\w*|annotations?|instances?", re.IGNORECASE
+)
 MASK_ENDING = re.compile(r"[-_. ](mask|masks|label|labels|gt\w*|seg|instance|instance_?ids|label_?ids)$", re.IGNORECASE)
 YOLO_LINE = re.compile(r"\d+(\s+-?\d+(\.\d*)?(e-?\d+)?){4,}\s*", re.IGNORECASE)
 
@@ -148,6 +150,15 @@ def _is_shape(value: Any) -> bool:
     return (len(value) > 1 and all(map(is_number, value))) or all(_is_shape(item) for item in value)
 
 
+def explain_file(path: Path) -> str | None:
+    """`explain` of a file by what is in it; also of XML and text files of other formats."""
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return explain(read_any_json(path), path)
+    found = _format_of_file(path, suffix)
+    return None if found is None else f"{path} is a {found.name} file: {_reader(found, str(path))}"
+
+
 def read_instances(path: Path | str) -> dict[str, Any]:
     """The content of a COCO instance file. Raises DataError when it is missing, broken or of another format, and names
     the command that reads that.
@@ -168,22 +179,33 @@ def describe_folder(root: Path) -> str:
     images = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES]
     masks = _masks(images, root)
     found: defaultdict[Format, list[Path]] = defaultdict(list)
+    sentences: list[str] = []
     for (_, suffix), paths in _by_folder(entries).items():
         kind = next((kind for path in paths[:SAMPLED] if (kind := _format_of_file(path, suffix))), None)
         if kind is not None:
             found[kind] += paths
+        elif suffix == ".json":
+            sentences += [sentence for path in paths[:SAMPLED] if (sentence := _what_is_wrong(path))]
     if masks:
         found[PNG] += sorted(masks)
-    seen = [f"{len(paths)} {kind.name} files" if len(paths) > 1 else f"a {kind.name} file" for kind, paths in found.items()]
+    for kind, paths in found.items():
+        shown = f"{kind.name} ({os.path.relpath(paths[0], root)}{', ...' if len(paths) > 1 else ''})"
+        sentences.append(f"{shown}: {_reader(kind, str(paths[0]))}")
     pictures = len(images) - len(masks)
-    if not found:
-        return "It holds images only: name it in data.unlabelled, or label it: `leanmask annotate`" if pictures else ""
-    first = [
-        f"{kind.name} ({os.path.relpath(paths[0], root)}{', ...' if len(paths) > 1 else ''}): "
-        f"{_reader(kind, str(paths[0]))}"
-        for kind, paths in found.items()
-    ]
-    return f"It holds {pictures} images and {' and '.join(seen)}. {'. '.join(first)}"
+    if not sentences:
+        return (
+            "It holds images only: name it in data.unlabelled, or label it with `leanmask annotate`" if pictures else ""
+        )
+    seen = [f"{len(paths)} {kind.name} file{'s' * (len(paths) > 1)}" for kind, paths in found.items()]
+    return f"It holds {' and '.join([f'{pictures} images', *seen])}. {'. '.join(sentences)}"
+
+
+def _what_is_wrong(path: Path) -> str | None:
+    """Why a JSON file near images cannot be the annotations; None where it may be about something else."""
+    try:
+        return explain(read_any_json(path), path)
+    except DataError as error:
+        return str(error)
 
 
 def _entries(root: Path) -> Iterator[Path]:
@@ -214,6 +236,8 @@ def _format_of_file(path: Path, suffix: str) -> Format | None:
         if suffix == ".xml":
             root = Xml.parse(path).getroot()
             return {"annotation": VOC, "annotations": CVAT}.get(root.tag)
+        if suffix != ".txt":
+            return None
         with path.open(encoding="utf-8") as file:
             line = file.readline()
     except (OSError, ValueError, Xml.ParseError, RecursionError):

@@ -13,10 +13,10 @@ from pathlib import Path
 import yaml
 
 from leanmask.data.annotation import Row, finite_faults
+from leanmask.data.checking.losses import losses_of, require_kept
 from leanmask.data.checking.repair_images import Copy, Repair, repair_images, without_nan
 from leanmask.data.checking.repair_rows import repair_row
 from leanmask.data.checking.rows import category_of, image_size
-from leanmask.data.checking.losses import losses_of, require_kept
 from leanmask.data.checking.splits import hashable
 from leanmask.data.files import write_json
 from leanmask.data.formats import LISTS

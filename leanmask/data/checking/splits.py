@@ -18,7 +18,7 @@ from leanmask.data.formats import LISTS, read_instances
 from leanmask.data.grouping import PARTIAL, Totals, image_flag, rows_of
 from leanmask.data.layout import SplitFiles
 
-WARNING_CODES = WARNINGS | {"unannotated", "same-content"}
+WARNING_CODES = WARNINGS | {"unannotated", "same-content", "class-empty", "unread"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,17 @@ def file_problems(split: Loaded) -> Iterator[Problem]:
         first = ", ".join(str(image.get("id")) for image in bare[:5]) + (", ..." if len(bare) > 5 else "")
         message = f"{len(bare)} images have no annotations (ids {first}); say data.unannotated=negative or =unlabelled"
         yield split.problem(Fault("unannotated", "id", message))
+
+
+def label_problems(split: Loaded, counted: Census) -> Iterator[Problem]:
+    """Of what is labelled, as a whole: classes without an object, and labels that nothing reads."""
+    empty = counted.empty_classes() if split.annotations else None
+    if empty is not None:
+        yield split.problem(Fault("class-empty", "categories", empty))
+    count = sum(bool(row.get("keypoints")) for row in split.annotations)
+    if count:
+        message = f"{count} annotations have keypoints, which leanmask does not read; their boxes and masks it does"
+        yield split.problem(Fault("unread", "keypoints", message))
 
 
 def class_problems(split: Loaded, reference: dict[str, int], reference_name: str) -> Iterator[Problem]:

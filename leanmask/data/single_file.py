@@ -1,0 +1,121 @@
+"""A data set that is a COCO file beside its images, or one folder away, as drawing tools export it: which files these
+are, and where the images lie. What the file says its images are called decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from leanmask.data.files import read_any_json
+from leanmask.data.formats import LISTS, explain
+from leanmask.errors import DataError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+SKIPPED_FOLDERS = frozenset({"labelling", "truth", "evaluation", "checkpoints"})  # leanmask's own
+MOST_FILES = 20  # JSON files of a folder; more are one per image, of another format
+SAMPLED = 50  # image names of a file
+
+Found = dict[str, tuple[Path, Path]]  # (annotation file, image folder) by split
+
+
+def find_single(root: Path) -> Found:
+    """The COCO file in a folder or one below as split "train"; several only where each is called as a split is, such as
+    train.json and val.json. Empty where there is none.
+
+    Raises DataError that lists the files where it cannot be told which is meant, or when the images are not there.
+    """
+    candidates = [path for path in _json_files(root) if _image_names(path) is not None]
+    if not candidates:
+        return {}
+    names = [_split_name(path) for path in candidates]
+    if len(candidates) == 1:
+        names = [names[0] or "train"]
+    if None in names or len(set(names)) < len(names):
+        listed = ", ".join(str(path.relative_to(root)) for path in candidates[:10])
+        raise DataError(
+            f"{root} has {len(candidates)} COCO files: {listed}; name the one that you mean in place of the folder, "
+            f"such as {candidates[0]}, or give each a split in a data.yaml"
+        )
+    return {
+        str(name): (path, folder_of_images(path, image_folders(path, root)))
+        for name, path in zip(names, candidates, strict=True)
+    }
+
+
+def folder_of_images(annotations: Path, places: Sequence[Path]) -> Path:
+    """The folder that has most of the images that a COCO file names, the first of equals. Raises DataError when none
+    has any.
+    """
+    names = _image_names(annotations)
+    if names is None:
+        raise DataError(f"{annotations} is no COCO instance file: it needs the lists {', '.join(LISTS)}")
+    counts = {place: sum((place / name).is_file() for name in names) for place in places}
+    best = max(places, key=counts.__getitem__)
+    if not counts[best]:
+        first = f" (such as {names[0]})" if names else ""
+        raise DataError(
+            f"no images found for {annotations}: what it names{first} is in none of {', '.join(map(str, places[:5]))}; "
+            "put it beside the folder of its images, or name both in a data.yaml"
+        )
+    return best
+
+
+def image_folders(annotations: Path, root: Path) -> list[Path]:
+    """Where the images of a file can lie: beside it, in `root`, or in a folder of either."""
+    places = [annotations.parent, root, root / "images", root / "images" / annotations.stem, root / annotations.stem]
+    places += [*_folders(root), *_folders(annotations.parent)]
+    return list(dict.fromkeys(place for place in places if place.is_dir()))
+
+
+def _json_files(root: Path) -> list[Path]:
+    found: list[Path] = []
+    for folder in (root, *_folders(root)):
+        inside = sorted(path for path in folder.glob("*.json") if path.is_file())
+        found += inside if len(inside) <= MOST_FILES else []
+    return found
+
+
+def _folders(root: Path) -> Iterable[Path]:
+    inside = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path for path in inside if path.name not in SKIPPED_FOLDERS)
+
+
+def _split_name(path: Path) -> str | None:
+    bare = re.sub(
+        r"^(instances|annotations?|labels|coco)[-_]|[-_]?(19|20)\d\d$|[-_](coco|annotations?)$", "", path.stem
+    )
+    return SPLIT_NAMES.get(bare.lower())
+
+
+def _image_names(path: Path) -> tuple[str, ...] | None:
+    """Some of the file names in a COCO instance file; None where it is none."""
+    found = path.stat()
+    return _read_names(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read_names(path: Path, changed_ns: int, size: int) -> tuple[str, ...] | None:
+    # The time and size are there for the cache: a data set is located several times, and the file may be large.
+    try:
+        content = read_any_json(path)
+    except DataError:
+        return None
+    if not isinstance(content, dict) or explain(content, path) is not None:
+        return None
+    if not all(isinstance(content.get(key), list) for key in LISTS):
+        return None
+    images = content["images"]
+    step = max(1, len(images) // SAMPLED)
+    return tuple(
+        row["file_name"] for row in images[::step] if isinstance(row, dict) and isinstance(row.get("file_name"), str)
+    )
