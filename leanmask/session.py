@@ -71,9 +71,11 @@ class Session:
         census = self.labelled.census()
         if not any(census.objects.values()):
             raise DataError(f"{train.annotations} has no labelled object to learn from")
-        self.validation = val and AnnotationStore.open(
-            val.annotations, val.images, unannotated=unannotated, classes=self.classes
-        )
+        self.validation: AnnotationStore | None = None
+        if val is not None:
+            self.validation = AnnotationStore.open(
+                val.annotations, val.images, unannotated=unannotated, classes=self.classes
+            )
         self.measurable = self.validation is not None and self.validation.census().exhaustive_images > 0
         self.method: Method = config.build_method(self._facts(census))
         self.unlabelled = self._unlabelled(splits) if self.method.uses_unlabelled else None
@@ -123,8 +125,8 @@ class Session:
         sources = unlabelled_sources(self.config.data.unlabelled, splits)
         pool = open_pool(sources, self.classes)
         if self.state.is_main_process:
-            known = {"labelled": self.labelled, **({"validation": self.validation} if self.validation else {})}
-            require_apart(pool, known)
+            known = {"labelled": self.labelled, "validation": self.validation}
+            require_apart(pool, {purpose: store for purpose, store in known.items() if store is not None})
         truth = sources[0].truth if len(sources) == 1 else None
         return Unlabelled(pool, truth, by_name=sources[0].annotations is None)
 

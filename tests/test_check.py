@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from run_helpers import Outcome
 
 from leanmask.data.check import CheckReport, check
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import locate
-from leanmask.errors import DataError, RunError
+from leanmask.errors import ConfigError, DataError, RunError
 
 Content = dict[str, Any]
 NAN = float("nan")
@@ -537,3 +538,77 @@ def test_real_data(name: str) -> None:
     report = check(REAL_DATA / name)
     assert report.ok, report.to_text()
     assert report.census["train"].objects["mask"] > 1000
+
+
+def rows_without(*keys: str, every: int = 1) -> Callable[[Content], None]:
+    """Twenty objects of the first image; `every` n-th has a mask that cannot be read, or a class that is not there."""
+
+    def change(content: Content) -> None:
+        rows = []
+        for number in range(20):
+            row = {**copy.deepcopy(content["annotations"][0]), "id": 100 + number}
+            if number % every == 0:
+                row.update(segmentation=[[1, 2, 3]] if "segmentation" in keys else row["segmentation"])
+                row.update(category_id=5 if "category_id" in keys else 3)
+            rows.append(row)
+        content["annotations"] = [*rows, *content["annotations"][1:]]
+
+    return change
+
+
+def half_of_a_class(content: Content) -> None:
+    """The only object of a class among many others loses its image."""
+    rows_without()(content)
+    content["annotations"] = [row for row in content["annotations"] if row["category_id"] == 3]
+    content["annotations"].append({"id": 7, "image_id": 99, "category_id": 8, "bbox": [1, 1, 5, 5]})
+
+
+LOSSES: list[tuple[Callable[[Content], None], str]] = [
+    (rows_without("category_id", every=4), "5 of 24 annotations of split 'train'"),
+    (rows_without("segmentation", every=4), "5 of 21 masks of split 'train'"),
+    (lambda c: [row.update(point_labels=[2]) for row in c["annotations"]], "all 1 points of split 'train'"),
+    (half_of_a_class, "all 1 annotations of class 'dog' of split 'train'"),
+    (lambda c: c.pop("annotations"), "all labels of .*instances_train.json, which cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "loss"), LOSSES, ids=[str(i) for i in range(len(LOSSES))])
+def test_a_repair_that_loses_much_stops_and_is_done_when_asked_for(
+    data: DataSet, leanmask: Callable[..., Outcome], spoil: Callable[[Content], Any], loss: str
+) -> None:
+    data.change(spoil)
+    fixed = data.root.parent / "fixed"
+    with pytest.raises(DataError, match=f"the repair would lose .*{loss}"):
+        check(data.root, fix=fixed)
+    refused = leanmask("check", data.root, "--fix", fixed)
+    assert refused.code == 2
+    assert "Nothing was written" in refused.err
+    assert not fixed.exists()
+    done = leanmask("check", data.root, "--fix", fixed, "--drop")
+    assert (fixed / "data.yaml").is_file()
+    assert "wrote a repaired copy" in done.out
+
+
+def test_small_losses_and_merged_duplicates_are_repaired_at_once(data: DataSet) -> None:
+    data.change(rows_without("category_id", every=20))
+    assert check(data.root, fix=data.root.parent / "fixed").fixed is not None
+    data.change(again("images", 0, id=50))
+    data.change(
+        lambda c: c["annotations"].extend(
+            {**row, "id": row["id"] + 500, "image_id": 50} for row in c["annotations"][:20]
+        )
+    )
+    assert check(data.root, fix=data.root.parent / "merged").fixed is not None
+
+
+def test_drop_needs_a_repair(data: DataSet) -> None:
+    with pytest.raises(ConfigError, match="--drop is for a repair"):
+        check(data.root, drop=True)
+
+
+def test_an_accepted_pseudo_mask_is_as_exact_as_its_network(data: DataSet) -> None:
+    review = {"decision": "accept", "annotator": "anna", "before": {"provenance": "leanmask m"}}
+    data.change(edit(0, bbox=[40, 20, 10, 10], provenance="human", weight=1.0, review=review))
+    report = check(data.root)
+    assert report.ok
+    assert [problem.code for problem in report.problems] == ["box-pseudo-mask"]

@@ -121,8 +121,8 @@ def _alone(path: Path) -> SplitFiles:
     named = _named_in_yaml(path)
     if named is not None:
         return named
-    root = path.parent.parent if path.parent.name == "annotations" else path.parent
-    return SplitFiles(path, folder_of_images(path, image_folders(path, root)), None)
+    near = [*image_folders(path, path.parent), *image_folders(path, path.absolute().parent.parent)]
+    return SplitFiles(path, folder_of_images(path, list(dict.fromkeys(near))), None)
 
 
 def _nearest(path: Path) -> str:

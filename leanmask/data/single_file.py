@@ -24,6 +24,7 @@ SPLIT_NAMES = {
 SKIPPED_FOLDERS = frozenset({"labelling", "truth", "evaluation", "checkpoints"})  # leanmask's own
 MOST_FILES = 20  # JSON files of a folder; more are one per image, of another format
 SAMPLED = 50  # image names of a file
+NEARLY_ALL = 0.9  # a folder farther away is taken only where it has more than that
 
 Found = dict[str, tuple[Path, Path]]  # (annotation file, image folder) by split
 
@@ -53,15 +54,16 @@ def find_single(root: Path) -> Found:
 
 
 def folder_of_images(annotations: Path, places: Sequence[Path]) -> Path:
-    """The folder that has most of the images that a COCO file names, the first of equals. Raises DataError when none
-    has any.
+    """The first folder that has nearly the most of the images that a COCO file names. Raises DataError when none has
+    any.
     """
     names = _image_names(annotations)
     if names is None:
         raise DataError(f"{annotations} is no COCO instance file: it needs the lists {', '.join(LISTS)}")
     counts = {place: sum((place / name).is_file() for name in names) for place in places}
-    best = max(places, key=counts.__getitem__)
-    if not counts[best]:
+    most = max(counts.values(), default=0)
+    best = next((place for place in places if counts[place] >= NEARLY_ALL * most), places[0])
+    if not most:
         first = f" (such as {names[0]})" if names else ""
         raise DataError(
             f"no images found for {annotations}: what it names{first} is in none of {', '.join(map(str, places[:5]))}; "
@@ -71,9 +73,12 @@ def folder_of_images(annotations: Path, places: Sequence[Path]) -> Path:
 
 
 def image_folders(annotations: Path, root: Path) -> list[Path]:
-    """Where the images of a file can lie: beside it, in `root`, or in a folder of either."""
-    places = [annotations.parent, root, root / "images", root / "images" / annotations.stem, root / annotations.stem]
-    places += [*_folders(root), *_folders(annotations.parent)]
+    """Where the images of a file can lie, the nearest first: beside it, in `root`, or in a folder of either or of
+    images/.
+    """
+    inside = root / "images"
+    places = [annotations.parent, root, inside, *_folders(root), *_folders(annotations.parent)]
+    places += _folders(inside) if inside.is_dir() else ()
     return list(dict.fromkeys(place for place in places if place.is_dir()))
 
 
