@@ -556,8 +556,8 @@ def rows_without(*keys: str, every: int = 1) -> Callable[[Content], None]:
     return change
 
 
-def half_of_a_class(content: Content) -> None:
-    """The only object of a class among many others loses its image."""
+def only_one_of_a_class(content: Content) -> None:
+    """The only object of a class, among many others, has no image."""
     rows_without()(content)
     content["annotations"] = [row for row in content["annotations"] if row["category_id"] == 3]
     content["annotations"].append({"id": 7, "image_id": 99, "category_id": 8, "bbox": [1, 1, 5, 5]})
@@ -567,7 +567,7 @@ LOSSES: list[tuple[Callable[[Content], None], str]] = [
     (rows_without("category_id", every=4), "5 of 24 annotations of split 'train'"),
     (rows_without("segmentation", every=4), "5 of 21 masks of split 'train'"),
     (lambda c: [row.update(point_labels=[2]) for row in c["annotations"]], "all 1 points of split 'train'"),
-    (half_of_a_class, "all 1 annotations of class 'dog' of split 'train'"),
+    (only_one_of_a_class, "all 1 annotations of class 'dog' of split 'train'"),
     (lambda c: c.pop("annotations"), "all labels of .*instances_train.json, which cannot be read"),
 ]
 

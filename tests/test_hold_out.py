@@ -143,9 +143,9 @@ def test_a_folder_with_one_annotation_file(leanmask: Callable[..., Outcome], tmp
     before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
     done = leanmask("split", data, out, "--val", "30%")
     assert done.code == 0, done.err
-    assert "4 images are nearly the same as others, in 2 groups" in done.out
-    assert "'rare' (1) has no object in" in done.out
-    assert "class 'none' has no object at all" in done.out
+    assert "4 images are nearly the same as others (2 groups)" in done.out
+    assert "no object of 'rare' in " in done.out
+    assert "no object at all of 'none'" in done.out
     train_names, val_names = stems(out, "train"), stems(out, "val")
     assert not train_names & val_names
     assert len(train_names | val_names) == 14

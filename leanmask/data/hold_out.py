@@ -127,16 +127,18 @@ def _class_notes(names: dict[int, str], train: Sequence[Row], val: Sequence[Row]
     """Classes that have objects on one side alone, or on none."""
     counts = [Counter(row["category_id"] for row in part if not row.get("iscrowd")) for part in (train, val)]
     notes = []
-    for mine, other, consequence in (
-        (counts[0], counts[1], "no object in train, so that it is not learned"),
-        (counts[1], counts[0], "no object in val, so that nothing is measured of it"),
+    for mine, other, where in (
+        (counts[0], counts[1], "in train: not learned"),
+        (counts[1], counts[0], "in val: nothing is measured of it"),
     ):
-        lacking = [f"'{name}' ({other[key]})" for key, name in names.items() if other[key] and not mine[key]]
-        notes += [f"class {_listed(lacking)} has {consequence}"] if lacking else []
-    empty = [f"'{name}'" for key, name in names.items() if not counts[0][key] and not counts[1][key]]
-    return [*notes, *([f"class {_listed(empty)} has no object at all"] if empty else [])]
+        lacking = [
+            f"'{name}' ({other[key]} on the other side)" for key, name in names.items() if other[key] and not mine[key]
+        ]
+        notes += [f"no object of {_listed(lacking)} {where}"] if lacking else []
+    empty = [name for key, name in names.items() if not counts[0][key] and not counts[1][key]]
+    return [*notes, *([f"no object at all of {_listed(empty)}"] if empty else [])]
 
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return ", ".join(f"'{name}'" for name in names[:SHOWN]) + more

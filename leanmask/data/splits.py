@@ -64,12 +64,14 @@ class SplitSummary:
     def to_text(self) -> str:
         unlabelled = f" and {self.unlabelled_images} unlabelled ones" if self.unlabelled_images else ""
         wrong = f" ({self.noisy_points} wrong)" if self.noisy_points else ""
-        val = f"; {self.val_images} other images to measure on (val)" if self.val_images else ""
+        kinds = f"{self.masks} masks, {self.boxes} boxes without mask, {self.points} points{wrong}"
+        val = f" and {self.val_images} to measure on (val)" if self.val_images else ""
         text = (
-            f"{self.protocol}, seed {self.seed}, in {self.out}: {self.images} images{unlabelled}, "
-            f"{self.objects} objects with {self.masks} masks, {self.boxes} boxes without mask, "
-            f"{self.points} points{wrong}; {self.seconds:.0f} annotation seconds{val}"
+            f"{self.protocol}, seed {self.seed}, in {self.out}: {self.images} images{unlabelled}{val}, "
+            f"{self.objects} objects with {kinds}; {self.seconds:.0f} annotation seconds"
         )
+        if self.protocol == AS_LABELLED.name:
+            text = f"{self.images} images to train on, with {self.objects} objects ({kinds}){val}: {self.out}"
         return "\n".join([text, *self.notes])
 
 

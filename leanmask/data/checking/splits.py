@@ -114,7 +114,7 @@ def file_problems(split: Loaded) -> Iterator[Problem]:
 
 def label_problems(split: Loaded, counted: Census) -> Iterator[Problem]:
     """Of what is labelled, as a whole: classes without an object, and labels that nothing reads."""
-    empty = counted.empty_classes() if split.annotations else None
+    empty = counted.empty_classes() if any(counted.objects.values()) else None  # no object at all is said elsewhere
     if empty is not None:
         yield split.problem(Fault("class-empty", "categories", empty))
     count = sum(bool(row.get("keypoints")) for row in split.annotations)
