@@ -566,9 +566,12 @@ def only_one_of_a_class(content: Content) -> None:
 LOSSES: list[tuple[Callable[[Content], None], str]] = [
     (rows_without("category_id", every=4), "5 of 24 annotations of split 'train'"),
     (rows_without("segmentation", every=4), "5 of 21 masks of split 'train'"),
-    (lambda c: [row.update(point_labels=[2]) for row in c["annotations"]], "all 1 points of split 'train'"),
+    (
+        lambda c: [row.update(segmentation=[[1, 2, 3]]) for row in c["annotations"] if row.get("segmentation")],
+        "all 2 masks of split 'train'",
+    ),
     (only_one_of_a_class, "all 1 annotations of class 'dog' of split 'train'"),
-    (lambda c: c.pop("annotations"), "all labels of .*instances_train.json, which cannot be read"),
+    (lambda c: c.pop("annotations"), "all labels of split 'train' \\(.*'annotations' must be a list"),
 ]
 
 

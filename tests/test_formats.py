@@ -58,7 +58,7 @@ def test_other_formats_are_named_wherever_a_data_set_is_opened(tmp_path: Path, c
     report = check(tmp_path)
     assert [problem.code for problem in report.problems] == ["file-unreadable"]
     assert message in report.problems[0].message
-    with pytest.raises(DataError, match=r"all labels of .*instances_train\.json"):
+    with pytest.raises(DataError, match=r"all labels of split 'train' \(.*instances_train\.json"):
         check(tmp_path, fix=tmp_path / "fixed")
     assert not (tmp_path / "fixed").exists()
 
@@ -146,7 +146,7 @@ FOLDERS: list[tuple[Callable[[Path], None], str]] = [
     ),
     (_masks, r"2 images and 2 PNG mask files\. PNG mask \(masks/a\.png, \.\.\.\): no command"),
     (_suffixed_masks, r"2 images and 1 PNG mask file\."),
-    (_panoptic, r"2 images and 1 COCO panoptic file and 1 PNG mask file\. .*panoptic_val\.json labels\.json` reads it"),
+    (_panoptic, r"2 images and 1 COCO panoptic file\. .*panoptic_val\.json labels\.json` reads it"),
     (_broken, r"2 images\. .*labels\.json is not valid JSON"),
     (lambda folder: None, r"images only: name it in data\.unlabelled"),
 ]

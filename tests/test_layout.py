@@ -193,6 +193,16 @@ def test_a_single_file_without_its_images(tmp_path: Path) -> None:
     assert locate_images(path) == SplitFiles(path, path.parent, None)
 
 
+def test_the_image_folder_alone_leads_to_the_labels_above_it(tmp_path: Path) -> None:
+    coco(tmp_path / "set" / "labels.json", "1.png")
+    picture(tmp_path / "set" / "images" / "1.png")
+    picture(tmp_path / "set" / "others" / "2.png")
+    with pytest.raises(DataError, match=rf"its images are further up: give {tmp_path / 'set'}$"):
+        locate(tmp_path / "set" / "images")
+    with pytest.raises(DataError, match=r"`leanmask annotate`$"):
+        locate(tmp_path / "set" / "others")
+
+
 def test_a_file_that_a_yaml_names_has_the_images_that_it_says(tmp_path: Path) -> None:
     path = coco(tmp_path / "store" / "reviewed.json", "1.png")
     picture(tmp_path / "photos" / "1.png")

@@ -186,7 +186,7 @@ def describe_folder(root: Path) -> str:
             found[kind] += paths
         elif suffix == ".json":
             sentences += [sentence for path in paths[:SAMPLED] if (sentence := _what_is_wrong(path))]
-    if masks:
+    if masks and PANOPTIC not in found:  # else they are its own
         found[PNG] += sorted(masks)
     for kind, paths in found.items():
         shown = f"{kind.name} ({os.path.relpath(paths[0], root)}{', ...' if len(paths) > 1 else ''})"

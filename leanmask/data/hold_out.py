@@ -131,9 +131,7 @@ def _class_notes(names: dict[int, str], train: Sequence[Row], val: Sequence[Row]
         (counts[0], counts[1], "in train: not learned"),
         (counts[1], counts[0], "in val: nothing is measured of it"),
     ):
-        lacking = [
-            f"'{name}' ({other[key]} on the other side)" for key, name in names.items() if other[key] and not mine[key]
-        ]
+        lacking = [name for key, name in names.items() if other[key] and not mine[key]]
         notes += [f"no object of {_listed(lacking)} {where}"] if lacking else []
     empty = [name for key, name in names.items() if not counts[0][key] and not counts[1][key]]
     return [*notes, *([f"no object at all of {_listed(empty)}"] if empty else [])]

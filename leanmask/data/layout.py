@@ -60,9 +60,8 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
         return splits
     if alone := find_single(path):
         return {name: SplitFiles(annotations, images, None) for name, (annotations, images) in alone.items()}
-    raise DataError(
-        f"{path} is no data set that leanmask knows. Looked for {LOOKED_FOR}. {describe_folder(path)}".strip()
-    )
+    seen = describe_folder(path) + _labels_above(path)
+    raise DataError(f"{path} is no data set that leanmask knows. Looked for {LOOKED_FOR}. {seen}".strip())
 
 
 def locate_unlabelled(source: str | Path) -> SplitFiles:
@@ -112,6 +111,21 @@ def _named_in_yaml(path: Path) -> SplitFiles | None:
             if found is not None:
                 return found
     return None
+
+
+def _labels_above(folder: Path) -> str:
+    """A sentence where a COCO file one or two folders above names the images of this one."""
+    folder = folder.absolute()
+    for above in (folder.parent, folder.parent.parent):
+        try:
+            splits = _instances_files(above) or find_single(above)
+        except (DataError, OSError):
+            continue
+        named = [found.images if isinstance(found, SplitFiles) else found[1] for found in splits.values()]
+        # Where file names begin with the folder's own name, the images are said to be in the folder above.
+        if folder in named or (above == folder.parent and above in named):
+            return f". The labels of its images are further up: give {above}"
+    return ""
 
 
 def _alone(path: Path) -> SplitFiles:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from leanmask.data.annotation import Row
 from leanmask.data.checking.repair_images import Copy
-from leanmask.data.checking.splits import hashable
+from leanmask.data.checking.splits import hashable, load
 from leanmask.data.layout import SplitFiles
 from leanmask.errors import DataError
 
@@ -16,11 +16,16 @@ MOST_LOST = 0.1  # of the annotations of a split, or of its masks, boxes or poin
 KINDS = {"masks": ("segmentation",), "boxes": ("bbox",), "points": ("point_coords", "point")}
 
 
-def losses_of(copies: Sequence[Copy], unreadable: Sequence[SplitFiles]) -> list[str]:
+def losses_of(copies: Sequence[Copy], unreadable: Mapping[str, SplitFiles]) -> list[str]:
     """Every loss that is too large to be a repair, in words; empty where there is none. unreadable: splits whose file
     cannot be read, and whose labels are all lost.
     """
-    lost = [f"all labels of {files.annotations}, which cannot be read" for files in unreadable if files.annotations]
+    lost = []
+    for name, files in unreadable.items():
+        try:
+            load(name, files)
+        except DataError as error:
+            lost.append(f"all labels of split '{name}' ({error})")
     return [*lost, *(loss for copy in copies for loss in _losses(copy))]
 
 
@@ -43,12 +48,12 @@ def _losses(copy: Copy) -> Iterator[str]:
         gone = sum(after is None or not _has(after, keys) for after in had)
         if gone > MOST_LOST * len(had):
             yield f"{'all' if gone == len(had) else f'{gone} of'} {len(had)} {kind} {where}"
-    names = {row.get("id"): row.get("name") for row in copy.split.categories if isinstance(row.get("id"), int)}
     had_class = Counter(hashable(before.get("category_id")) for before, _ in copy.outcomes)
     kept_class = Counter(hashable(before.get("category_id")) for before, after in copy.outcomes if after is not None)
-    for number, count in had_class.items():
-        if not kept_class[number]:
-            yield f"all {count} annotations of class {names.get(number, number)!r} {where}"
+    for row in copy.split.categories:
+        number = hashable(row.get("id"))
+        if had_class[number] and not kept_class[number]:
+            yield f"all {had_class[number]} annotations of class '{row.get('name')}' {where}"
 
 
 def _has(row: Row, keys: Sequence[str]) -> bool:

@@ -42,7 +42,7 @@ def write_repaired(copies: list[Copy], located: dict[str, SplitFiles], out: Path
         _share_classes(copies[0], ids)
     missing = [name for name in located if name not in {copy.split.name for copy in copies}]
     if not drop:
-        require_kept(losses_of(copies, [located[name] for name in missing]), out)
+        require_kept(losses_of(copies, {name: located[name] for name in missing}), out)
     lost = [Repair("file-unreadable", "cannot be repaired and is left out of the copy", name) for name in missing]
     with new_folder(out) as folder:
         entries = {copy.split.name: _write_split(copy, folder, out) for copy in copies}
