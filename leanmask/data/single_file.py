@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def find_single(root: Path) -> Found:
 
     Raises DataError that lists the files where it cannot be told which is meant, or when the images are not there.
     """
-    candidates = [path for path in _json_files(root) if _image_names(path) is not None]
+    candidates = [path for path in _json_files(root) if _named_images(path) is not None]
     if not candidates:
         return {}
     names = [_split_name(path) for path in candidates]
@@ -57,14 +58,16 @@ def folder_of_images(annotations: Path, places: Sequence[Path]) -> Path:
     """The first folder that has nearly the most of the images that a COCO file names. Raises DataError when none has
     any.
     """
-    names = _image_names(annotations)
-    if names is None:
+    named = _named_images(annotations)
+    if named is None:
         raise DataError(f"{annotations} is no COCO instance file: it needs the lists {', '.join(LISTS)}")
-    counts = {place: sum((place / name).is_file() for name in names) for place in places}
+    if named.folder is not None and named.folder.is_dir():
+        places = [named.folder, *places]
+    counts = {place: sum((place / name).is_file() for name in named.some) for place in places}
     most = max(counts.values(), default=0)
     best = next((place for place in places if counts[place] >= NEARLY_ALL * most), places[0])
     if not most:
-        first = f" (such as {names[0]})" if names else ""
+        first = f" (such as {named.some[0]})" if named.some else ""
         raise DataError(
             f"no images found for {annotations}: what it names{first} is in none of {', '.join(map(str, places[:5]))}; "
             "put it beside the folder of its images, or name both in a data.yaml"
@@ -102,14 +105,24 @@ def _split_name(path: Path) -> str | None:
     return SPLIT_NAMES.get(bare.lower())
 
 
-def _image_names(path: Path) -> tuple[str, ...] | None:
-    """Some of the file names in a COCO instance file; None where it is none."""
+@dataclass(frozen=True)
+class Named:
+    """What a COCO instance file says of its images. some: names of some of them. folder: where they were, as
+    leanmask's own files remember it.
+    """
+
+    some: tuple[str, ...]
+    folder: Path | None
+
+
+def _named_images(path: Path) -> Named | None:
+    """None where a file is no COCO instance file."""
     found = path.stat()
     return _read_names(path, found.st_mtime_ns, found.st_size)
 
 
 @lru_cache(maxsize=64)
-def _read_names(path: Path, changed_ns: int, size: int) -> tuple[str, ...] | None:
+def _read_names(path: Path, changed_ns: int, size: int) -> Named | None:
     # The time and size are there for the cache: a data set is located several times, and the file may be large.
     try:
         content = read_any_json(path)
@@ -120,7 +133,9 @@ def _read_names(path: Path, changed_ns: int, size: int) -> tuple[str, ...] | Non
     if not all(isinstance(content.get(key), list) for key in LISTS):
         return None
     images = content["images"]
-    step = max(1, len(images) // SAMPLED)
-    return tuple(
-        row["file_name"] for row in images[::step] if isinstance(row, dict) and isinstance(row.get("file_name"), str)
+    names = (row.get("file_name") for row in images[:: max(1, len(images) // SAMPLED)] if isinstance(row, dict))
+    info = content.get("info")
+    folder = info.get("image_folder") if isinstance(info, dict) else None
+    return Named(
+        tuple(name for name in names if isinstance(name, str)), Path(folder) if isinstance(folder, str) else None
     )
