@@ -92,10 +92,11 @@ def _steps_of_epochs(config: RunConfig, epochs: float) -> tuple[int, str]:
 
 
 def has_validation(splits: Mapping[str, SplitFiles], data: DataConfig) -> bool:
-    """Whether there is a split to measure on. One of another name than the usual is never missing in silence:
-    `annotated` refuses it.
+    """Whether there is a split to measure on. One that is meant is never missing in silence: where the user named
+    another than the usual, or the data have one of nearly its name, this is true and `annotated` says what is wrong.
     """
-    return data.val_split in splits or data.val_split != DataConfig.model_fields["val_split"].default
+    usual = data.val_split == DataConfig.model_fields["val_split"].default
+    return data.val_split in splits or not usual or any(name.lower().startswith("val") for name in splits)
 
 
 def annotated(splits: Mapping[str, SplitFiles], name: str, data: DataConfig) -> SplitFiles:

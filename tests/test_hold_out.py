@@ -232,3 +232,8 @@ def test_training_without_a_validation_split_says_so_and_names_the_command(tmp_p
     assert set(json.loads((tmp_path / "run" / "data.json").read_text())["census"]) == {"train"}
     with pytest.raises(DataError, match="no split 'vall'"):
         train(data, tmp_path / "other", settings=TINY, overrides=["data.val_split=vall"])
+    described = {"train": {"annotations": "labels.json", "images": "images"}}
+    described["valid"] = described["train"]
+    (data / "data.yaml").write_text(yaml.safe_dump({"splits": described}))
+    with pytest.raises(DataError, match="no split 'val'; did you mean 'valid'"):
+        train(data, tmp_path / "other", settings=TINY)

@@ -177,6 +177,10 @@ def test_files_called_as_splits_are_splits_and_others_are_listed(tmp_path: Path)
     (tmp_path / "labelling").mkdir()
     coco(tmp_path / "labelling" / "labels.json", "1.png")  # leanmask's own
     assert locate(tmp_path) == found
+    pseudo = json.loads(train.read_text()) | {"info": {"image_folder": str(tmp_path / "images")}}
+    (tmp_path / "pseudo.json").write_text(json.dumps(pseudo))
+    assert locate(tmp_path) == found
+    assert locate(tmp_path / "pseudo.json")["train"].images == tmp_path / "images"
     coco(tmp_path / "final.json", "1.png")
     with pytest.raises(
         DataError, match=r"has 3 COCO files: final\.json, instances_val2017\.json, train\.json; name the"

@@ -36,7 +36,8 @@ def find_single(root: Path) -> Found:
 
     Raises DataError that lists the files where it cannot be told which is meant, or when the images are not there.
     """
-    candidates = [path for path in _json_files(root) if _named_images(path) is not None]
+    # A file that remembers its folder is one of pseudo-labels: they are trained on where somebody names them.
+    candidates = [path for path in _json_files(root) if (named := _named_images(path)) and named.folder is None]
     if not candidates:
         return {}
     names = [_split_name(path) for path in candidates]
