@@ -61,7 +61,8 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
     if alone := find_single(path):
         return {name: SplitFiles(annotations, images, None) for name, (annotations, images) in alone.items()}
     seen = describe_folder(path) + _labels_above(path)
-    raise DataError(f"{path} is no data set that leanmask knows. Looked for {LOOKED_FOR}. {seen}".strip())
+    seen = f" {seen}." if seen else ""
+    raise DataError(f"{path} is no data set that leanmask knows.{seen} Looked for {LOOKED_FOR}")
 
 
 def locate_unlabelled(source: str | Path) -> SplitFiles:

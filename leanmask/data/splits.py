@@ -19,7 +19,7 @@ from leanmask.data.formats import read_instances
 from leanmask.data.grouping import Totals, categories_of, group_images
 from leanmask.data.hold_out import HeldOut, hold_out
 from leanmask.data.layout import SplitFiles, locate
-from leanmask.data.new_folder import new_folder
+from leanmask.data.new_folder import new_folder, require_new
 from leanmask.data.withholding.protocols import FORMS, Parts, Protocol, Source, SplitOptions, parse_protocol
 from leanmask.data.withholding.withhold import row_seconds, withhold
 from leanmask.errors import ConfigError, DataError
@@ -103,6 +103,7 @@ def split(
         raise ConfigError("options say how labels are taken away, and without a protocol none are; name one")
     parsed = AS_LABELLED if protocol is None else parse_protocol(protocol)
     options = options or SplitOptions()
+    require_new(Path(out))
     splits = locate(data)
     if "train" not in splits or splits["train"].annotations is None:
         raise DataError(f"{data} has no split 'train' with annotations; found: {', '.join(splits) or 'nothing'}")
