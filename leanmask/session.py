@@ -38,7 +38,7 @@ from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
 from leanmask.reports.evaluation_pictures import EvaluationPictures, spread
 from leanmask.reports.pictures import read_truth
 from leanmask.settings import RunConfig, stored
-from leanmask.settling import annotated, labelled_census
+from leanmask.settling import annotated, has_validation, labelled_census
 from leanmask.summary import BEST_FOLDER, Line, LogLine, OnStep, TrainSummary, score_of
 from leanmask.version import __version__
 
@@ -65,15 +65,18 @@ class Session:
         """Opens the data and builds the networks. Raises DataError, ConfigError or CheckpointError."""
         self.config, self.folder, self.state = config, folder, state
         splits = locate(config.data.path)
-        self.files = {name: annotated(splits, name, config.data) for name in _split_names(config)}
-        train, val = (self.files[name] for name in _split_names(config))
+        names = [config.data.train_split, *([config.data.val_split] if has_validation(splits, config.data) else [])]
+        self.files = {name: annotated(splits, name, config.data) for name in names}
+        train, val = self.files[config.data.train_split], self.files.get(config.data.val_split)
         unannotated = config.data.unannotated
         self.labelled = AnnotationStore.open(train.annotations, train.images, unannotated=unannotated)
         self.classes = self.labelled.classes
         census = labelled_census(self.labelled, train.annotations)
-        self.validation = AnnotationStore.open(
-            val.annotations, val.images, unannotated=unannotated, classes=self.classes
-        )
+        self.validation: AnnotationStore | None = None
+        if val is not None:
+            self.validation = AnnotationStore.open(
+                val.annotations, val.images, unannotated=unannotated, classes=self.classes
+            )
         self.unmeasured = self._why_unmeasured()
         self.measurable = self.unmeasured is None
         self.method: Method = config.build_method(self._facts(census))
@@ -89,7 +92,7 @@ class Session:
         if config.train.teacher_weights is not None:
             self._start_as(self.teacher.model, Path(config.train.teacher_weights))
         self.metrics: dict[str, dict[str, float]] = {}
-        measured = evaluation_steps(config, len(self.validation)) if self.measurable else 0.0
+        measured = evaluation_steps(config, len(self.validation)) if self.validation and self.measurable else 0.0
         self.pace = Pace(config.train.steps, config.train.eval_every_steps, measured)
         self._pictures: EvaluationPictures | None = None
         self._on_progress: OnStep | None = None
@@ -99,13 +102,18 @@ class Session:
         """A sentence where nothing of the validation split can be measured. Where it is not masks but boxes that are,
         `measured` says so.
         """
-        val = self.files[self.config.data.val_split]
+        split, data = self.config.data.val_split, self.config.data.path
         self.measured: Measured | None = None
+        if self.validation is None:
+            return (
+                f"{data} has no split '{split}': nothing is measured, the teacher of the last step is kept; `leanmask "
+                f"split {data} NEW --val 20%` makes one"
+            )
         if not self.validation.census().exhaustive_images:
-            split = self.config.data.val_split
             return f"no image of split '{split}' is annotated exhaustively: nothing is measured, the teacher is kept"
-        assert val.annotations is not None
-        truth = CocoTruth.open(val.annotations)
+        annotations = self.files[split].annotations
+        assert annotations is not None
+        truth = CocoTruth.open(annotations)
         try:
             self.measured = measured_by(truth)
         except DataError as error:
@@ -142,7 +150,8 @@ class Session:
         sources = unlabelled_sources(self.config.data.unlabelled, splits)
         pool = open_pool(sources, self.classes)
         if self.state.is_main_process:
-            require_apart(pool, {"labelled": self.labelled, "validation": self.validation})
+            known = {"labelled": self.labelled, "validation": self.validation}
+            require_apart(pool, {purpose: store for purpose, store in known.items() if store is not None})
         truth = sources[0].truth if len(sources) == 1 else None
         return Unlabelled(pool, truth, by_name=sources[0].annotations is None)
 
@@ -180,11 +189,15 @@ class Session:
         """Make the run folder with `config.yaml`, `env.json` and `data.json`. reasons: why settings have their values,
         by dotted name.
         """
-        train, val = _split_names(self.config)
+        stores = {self.config.data.train_split: self.labelled}
+        if self.validation is not None:
+            stores[self.config.data.val_split] = self.validation
         data = {
             "classes": self.classes.to_json(),
-            "census": {train: self.labelled.census().to_json(), val: self.validation.census().to_json()},
-            "fingerprints": {val: self.validation.fingerprint()},  # what scores of two runs can be compared on
+            "census": {name: store.census().to_json() for name, store in stores.items()},
+            "fingerprints": {  # what scores of two runs can be compared on
+                name: store.fingerprint() for name, store in stores.items() if store is self.validation
+            },
             "splits": {
                 name: {"annotations": str(files.annotations), "images": str(files.images)}
                 for name, files in self.files.items()
@@ -217,7 +230,8 @@ class Session:
             self._tell(step, LogLine(self.pace.log_line(step, sum(losses.values()), seconds_step)))
 
         self._on_progress = on_progress
-        told = [self.labelled.census().to_text(), f"weights: {self.student.weights_note}", self.method.notice]
+        census = self.labelled.census()
+        told = [census.to_text(), census.empty_classes(), f"weights: {self.student.weights_note}", self.method.notice]
         told += [self.unmeasured, self.measured.note if self.measured else None, self._useless_patience()]
         self._tell(0, Line("; ".join(part for part in told if part)))
         job = Job(
@@ -322,11 +336,20 @@ class Session:
     def evaluate(self, step: int) -> Evaluated:
         """Measure and draw the networks on the validation split, and the pseudo-labels where hidden truth is there."""
         begin = time.perf_counter()
-        val = self.files[self.config.data.val_split]
-        assert val.annotations is not None
+        measured = self._measure(step) if self.measurable else {}
+        if self.state.is_main_process and (quality := self.pseudo_quality()):
+            measured["pseudo"] = quality
+        self._evaluating_seconds += time.perf_counter() - begin
+        self.pace.add_evaluation(time.perf_counter() - begin)
+        return measured
+
+    def _measure(self, step: int) -> dict[str, dict[str, Any]]:
+        """Metrics of the networks on the validation split, by name."""
+        truth = self.files[self.config.data.val_split].annotations
+        assert truth is not None
         validator = Validator(
             batches=self._validation_batches,
-            truth=val.annotations,
+            truth=truth,
             class_ids=self.classes.ids,
             device=self.state.device,
             precision=self.config.train.precision,
@@ -337,7 +360,7 @@ class Session:
         )
         networks = {"student": self.student, "teacher": self.teacher.model}
         measured: dict[str, dict[str, Any]] = {}
-        for who in self.config.evaluation.who if self.measurable else ():
+        for who in self.config.evaluation.who:
             self._tell(step, f"evaluating the {who}")
             pictures: dict[str, Any] = {}
             draw = partial(self._draw, pictures, step, who) if self.config.evaluation.pictures else None
@@ -349,16 +372,13 @@ class Session:
             scores = {who: score_of(metrics) for who, metrics in measured.items()}
             found = ", ".join(f"{who} {name} {100 * ap:.1f}" for who, (name, ap) in scores.items())
             self._tell(step, Line(f"step {step} of {self.config.train.steps}: {found}"))
-        if self.state.is_main_process and (quality := self.pseudo_quality()):
-            measured["pseudo"] = quality
-        self._evaluating_seconds += time.perf_counter() - begin
-        self.pace.add_evaluation(time.perf_counter() - begin)
         return measured
 
     def _draw(self, pictures: dict[str, Any], step: int, who: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add pictures of the network's predictions on a few validation images, by name."""
         val = self.files[self.config.data.val_split]
         assert val.annotations is not None
+        assert self.validation is not None
         if self._pictures is None:
             shown = spread(len(self.validation), self.config.evaluation.pictures)
             images = [(self.validation[index].id, self.validation[index].path) for index in shown]
@@ -370,6 +390,7 @@ class Session:
             self._tell(step, Line(problem))
 
     def _validation_batches(self) -> Iterator[Views]:
+        assert self.validation is not None
         dataset = EvalDataset(self.validation, self.config.data)
         rank, world = self.state.process_index, self.state.num_processes
         size, workers = self.config.evaluation.batch_size, self.config.data.workers
@@ -427,7 +448,3 @@ def require_rough(store: AnnotationStore, source: Path | None) -> None:
         f"{source} has no object with both a mask and a rough one (rough_segmentations), so there is nothing to learn "
         "refinement from"
     )
-
-
-def _split_names(config: RunConfig) -> tuple[str, str]:
-    return config.data.train_split, config.data.val_split

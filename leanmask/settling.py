@@ -92,6 +92,14 @@ def _steps_of_epochs(config: RunConfig, epochs: float) -> tuple[int, str]:
     return steps, f"train.steps = {steps}: {epochs:g} epochs of {images} images, {size} a step"
 
 
+def has_validation(splits: Mapping[str, SplitFiles], data: DataConfig) -> bool:
+    """Whether there is a split to measure on. One that is meant is never missing in silence: where the user named
+    another than the usual, or the data have one of nearly its name, this is true and `annotated` says what is wrong.
+    """
+    usual = data.val_split == DataConfig.model_fields["val_split"].default
+    return data.val_split in splits or not usual or any(name.lower().startswith("val") for name in splits)
+
+
 def annotated(splits: Mapping[str, SplitFiles], name: str, data: DataConfig) -> SplitFiles:
     """The files of a split that has annotations. Raises DataError when there is none."""
     if name not in splits:

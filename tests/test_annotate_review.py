@@ -122,3 +122,25 @@ def test_points_that_the_file_has_are_not_asked_again(pointed: tuple[Path, Path]
     assert found["point_provenance"][:4] == [None] * 4  # as many as there are points
     assert [about["annotator"] for about in found["point_provenance"][4:]] == ["anna", "anna"]
     assert check(data / "labelling").ok
+
+
+def test_check_passes_what_a_review_exports(pointed: tuple[Path, Path]) -> None:
+    """A network's mask may fit the box badly; that a person accepted it, or re-classified it, is no broken file."""
+    data, pseudo = pointed
+    content = read(pseudo)
+    for row in content["annotations"]:
+        x, y, w, h = row["bbox"]
+        row["segmentation"] = [[x, y, x + w / 3, y, x + w / 3, y + h / 3, x, y + h / 3]]
+    pseudo.write_text(json.dumps(content))
+    work = session(data, review=pseudo)
+    ids = [unit.target for unit in work.desk()[0].dealer.units]
+    answers = [
+        said(place, "review", key, 0, DECISIONS[place % len(DECISIONS)] if place % 2 else "accept")
+        for place, key in enumerate(ids)
+    ]
+    export(work, answers)
+    folder = data / "labelling" / "review-pseudo"
+    for exported in (folder, folder / "reviewed.json"):
+        report = check(exported)
+        assert report.ok, report.to_text()
+        assert "box-pseudo-mask" in {problem.code for problem in report.problems}

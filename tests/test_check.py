@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from run_helpers import Outcome
 
 from leanmask.data.check import CheckReport, check
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import locate
-from leanmask.errors import DataError, RunError
+from leanmask.errors import ConfigError, DataError, RunError
 
 Content = dict[str, Any]
 NAN = float("nan")
@@ -235,7 +236,7 @@ def test_annotation_problems_are_found_and_repaired(
 ) -> None:
     data.change(spoil)
     before = data.path().read_bytes()
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     found = [(problem.image_id, problem.annotation_id) for problem in report.problems if problem.code == code]
     assert (image_id, annotation_id) in found, report.to_text()
     assert not report.ok
@@ -272,7 +273,7 @@ def fixed_rows(report: CheckReport, key: str = "annotations", split: str = "trai
 def repair(data: DataSet, *changes: Callable[[Content], None]) -> CheckReport:
     for change in changes:
         data.change(change)
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     passes_after_repair(data, report)
     return report
 
@@ -377,7 +378,7 @@ def test_broken_images(data: DataSet) -> None:
     data.image(1).unlink()
     data.image(2).write_bytes(data.image(2).read_bytes()[:-400])
     data.image(4).write_bytes(b"no picture at all")
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     found = {(p.code, p.split, p.image_id, Path(p.file).name) for p in report.problems}
     assert found == {
         ("image-missing", "train", 1, "1.jpg"),
@@ -432,7 +433,7 @@ def test_exif(data: DataSet, size: tuple[int, int], exif: str, codes: list[str],
 
 def test_exif_is_the_users_choice(data: DataSet) -> None:
     turn(data.image(2), 3)
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     assert [repair.message for repair in report.repairs] == ["left as it is: choose data.exif=apply or ignore"]
     assert check(data.root, exif="apply").ok
     with pytest.raises(DataError, match="exif is 'aply'; did you mean 'apply'"):
@@ -444,7 +445,7 @@ def test_classes_of_the_splits(data: DataSet) -> None:
         content["categories"] = [{"id": 8, "name": "cat"}, {"id": 3, "name": "doge"}]
 
     data.change(rename, "val")
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     found = [(problem.code, problem.split) for problem in report.problems]
     assert found == [("class-id-differs", "val"), ("class-unknown", "val")]
     assert "class 'doge' (id 3) is not in split 'train'" in report.to_text()
@@ -508,7 +509,7 @@ def test_nothing_is_overwritten(data: DataSet) -> None:
 
 def test_files_that_are_no_coco(data: DataSet) -> None:
     data.path("val").write_text("{")
-    report = check(data.root, fix=data.root.parent / "fixed")
+    report = check(data.root, fix=data.root.parent / "fixed", drop=True)
     assert [(problem.code, problem.split) for problem in report.problems] == [("file-unreadable", "val")]
     assert report.repairs[0].message == "cannot be repaired and is left out of the copy"
     assert set(locate(report.fixed or "")) == {"train"}
@@ -537,3 +538,80 @@ def test_real_data(name: str) -> None:
     report = check(REAL_DATA / name)
     assert report.ok, report.to_text()
     assert report.census["train"].objects["mask"] > 1000
+
+
+def rows_without(*keys: str, every: int = 1) -> Callable[[Content], None]:
+    """Twenty objects of the first image; `every` n-th has a mask that cannot be read, or a class that is not there."""
+
+    def change(content: Content) -> None:
+        rows = []
+        for number in range(20):
+            row = {**copy.deepcopy(content["annotations"][0]), "id": 100 + number}
+            if number % every == 0:
+                row.update(segmentation=[[1, 2, 3]] if "segmentation" in keys else row["segmentation"])
+                row.update(category_id=5 if "category_id" in keys else 3)
+            rows.append(row)
+        content["annotations"] = [*rows, *content["annotations"][1:]]
+
+    return change
+
+
+def only_one_of_a_class(content: Content) -> None:
+    """The only object of a class, among many others, has no image."""
+    rows_without()(content)
+    content["annotations"] = [row for row in content["annotations"] if row["category_id"] == 3]
+    content["annotations"].append({"id": 7, "image_id": 99, "category_id": 8, "bbox": [1, 1, 5, 5]})
+
+
+LOSSES: list[tuple[Callable[[Content], None], str]] = [
+    (rows_without("category_id", every=4), "5 of 24 annotations of split 'train'"),
+    (rows_without("segmentation", every=4), "5 of 21 masks of split 'train'"),
+    (
+        lambda c: [row.update(segmentation=[[1, 2, 3]]) for row in c["annotations"] if row.get("segmentation")],
+        "all 2 masks of split 'train'",
+    ),
+    (only_one_of_a_class, "all 1 annotations of class 'dog' of split 'train'"),
+    (lambda c: c.pop("annotations"), "all labels of split 'train' \\(.*'annotations' must be a list"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "loss"), LOSSES, ids=[str(i) for i in range(len(LOSSES))])
+def test_a_repair_that_loses_much_stops_and_is_done_when_asked_for(
+    data: DataSet, leanmask: Callable[..., Outcome], spoil: Callable[[Content], Any], loss: str
+) -> None:
+    data.change(spoil)
+    fixed = data.root.parent / "fixed"
+    with pytest.raises(DataError, match=f"the repair would lose .*{loss}"):
+        check(data.root, fix=fixed)
+    refused = leanmask("check", data.root, "--fix", fixed)
+    assert refused.code == 2
+    assert "Nothing was written" in refused.err
+    assert not fixed.exists()
+    done = leanmask("check", data.root, "--fix", fixed, "--drop")
+    assert (fixed / "data.yaml").is_file()
+    assert "wrote a repaired copy" in done.out
+
+
+def test_small_losses_and_merged_duplicates_are_repaired_at_once(data: DataSet) -> None:
+    data.change(rows_without("category_id", every=20))
+    assert check(data.root, fix=data.root.parent / "fixed").fixed is not None
+    data.change(again("images", 0, id=50))
+    data.change(
+        lambda c: c["annotations"].extend(
+            {**row, "id": row["id"] + 500, "image_id": 50} for row in c["annotations"][:20]
+        )
+    )
+    assert check(data.root, fix=data.root.parent / "merged").fixed is not None
+
+
+def test_drop_needs_a_repair(data: DataSet) -> None:
+    with pytest.raises(ConfigError, match="--drop is for a repair"):
+        check(data.root, drop=True)
+
+
+def test_an_accepted_pseudo_mask_is_as_exact_as_its_network(data: DataSet) -> None:
+    review = {"decision": "accept", "annotator": "anna", "before": {"provenance": "leanmask m"}}
+    data.change(edit(0, bbox=[40, 20, 10, 10], provenance="human", weight=1.0, review=review))
+    report = check(data.root)
+    assert report.ok
+    assert [problem.code for problem in report.problems] == ["box-pseudo-mask"]

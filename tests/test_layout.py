@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from leanmask.data.layout import SplitFiles, locate, locate_unlabelled
+from leanmask.data.layout import SplitFiles, locate, locate_images, locate_unlabelled
 from leanmask.errors import DataError
 
 
@@ -131,3 +133,82 @@ def test_unlabelled_sources(tmp_path: Path) -> None:
     for source, message in (("none", "no images"), ("none/x.txt", "neither"), ("gone", "does not exist")):
         with pytest.raises(DataError, match=message):
             locate_unlabelled(tmp_path / source)
+
+
+def coco(path: Path, *names: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"id": n, "file_name": name} for n, name in enumerate(names)]
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    return path
+
+
+def picture(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4)).save(path)
+
+
+SINGLE = [
+    ("annotations/instances_default.json", "images/default/1.png", "1.png", "images/default"),  # CVAT
+    ("annotations/instances_default.json", "1.png", "1.png", "."),
+    ("result.json", "images/1.png", "images/1.png", "."),  # Label Studio
+    ("result.json", "images/1.png", "1.png", "images"),
+    ("my labels.json", "1.png", "1.png", "."),
+    ("labels/coco.json", "photos/1.png", "1.png", "photos"),
+    ("labels/coco.json", "photos/day/1.png", "day/1.png", "photos"),
+    ("_annotations.coco.json", "1.png", "1.png", "."),
+]
+
+
+@pytest.mark.parametrize(("file", "image", "named", "folder"), SINGLE)
+def test_a_single_file_near_its_images(tmp_path: Path, file: str, image: str, named: str, folder: str) -> None:
+    path = coco(tmp_path / file, named)
+    picture(tmp_path / image)
+    (tmp_path / "notes.json").write_text("[]")  # something else
+    expected = {"train": SplitFiles(path, tmp_path / folder, None)}
+    assert locate(tmp_path) == expected
+    assert locate(path) == expected
+
+
+def test_files_called_as_splits_are_splits_and_others_are_listed(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1.png")
+    train, val = (coco(tmp_path / f"{name}.json", "1.png") for name in ("train", "instances_val2017"))
+    found = locate(tmp_path)
+    assert {name: files.annotations for name, files in found.items()} == {"train": train, "val": val}
+    (tmp_path / "labelling").mkdir()
+    coco(tmp_path / "labelling" / "labels.json", "1.png")  # leanmask's own
+    assert locate(tmp_path) == found
+    pseudo = json.loads(train.read_text()) | {"info": {"image_folder": str(tmp_path / "images")}}
+    (tmp_path / "pseudo.json").write_text(json.dumps(pseudo))
+    assert locate(tmp_path) == found
+    assert locate(tmp_path / "pseudo.json")["train"].images == tmp_path / "images"
+    coco(tmp_path / "final.json", "1.png")
+    with pytest.raises(
+        DataError, match=r"has 3 COCO files: final\.json, instances_val2017\.json, train\.json; name the"
+    ):
+        locate(tmp_path)
+    assert locate(tmp_path / "final.json")["train"].images == tmp_path / "images"
+
+
+def test_a_single_file_without_its_images(tmp_path: Path) -> None:
+    path = coco(tmp_path / "set" / "labels.json", "gone.png")
+    for data in (path, path.parent):
+        with pytest.raises(DataError, match=r"no images found for .*labels\.json: what it names \(such as gone\.png\)"):
+            locate(data)
+    assert locate_images(path) == SplitFiles(path, path.parent, None)
+
+
+def test_the_image_folder_alone_leads_to_the_labels_above_it(tmp_path: Path) -> None:
+    coco(tmp_path / "set" / "labels.json", "1.png")
+    picture(tmp_path / "set" / "images" / "1.png")
+    picture(tmp_path / "set" / "others" / "2.png")
+    with pytest.raises(DataError, match=rf"its images are further up: give {tmp_path / 'set'}\."):
+        locate(tmp_path / "set" / "images")
+    with pytest.raises(DataError, match=r"`leanmask annotate`\. Looked for"):
+        locate(tmp_path / "set" / "others")
+
+
+def test_a_file_that_a_yaml_names_has_the_images_that_it_says(tmp_path: Path) -> None:
+    path = coco(tmp_path / "store" / "reviewed.json", "1.png")
+    picture(tmp_path / "photos" / "1.png")
+    (tmp_path / "store" / "data.yaml").write_text("splits: {train: {annotations: reviewed.json, images: ../photos}}")
+    assert locate(path)["train"].images.samefile(tmp_path / "photos")

@@ -80,7 +80,8 @@ def annotate(
 @app.command(
     epilog="Examples: leanmask convert mydata tasks.json --to label-studio   |   "
     "leanmask convert mydata annotations.xml --to cvat   |   "
-    "leanmask convert export.json labels.json --like mydata"
+    "leanmask convert export.json labels.json --like mydata   |   "
+    "leanmask convert panoptic_train2017.json labels.json"
 )
 def convert(
     source: Annotated[Path, typer.Argument(help="A data set, a COCO file, Label Studio's .json or CVAT's .xml.")],
@@ -92,8 +93,11 @@ def convert(
     prefix: Annotated[
         str, typer.Option(help="What comes before file names in Label Studio's image addresses.")
     ] = LOCAL_FILES,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of a panoptic file's PNG masks. [default: the one beside it]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert labels to and from Label Studio and CVAT; what a format cannot say is counted."""
-    found = convert_file(source, out, ConvertOptions(to, split, images, like, prefix))
+    """Convert labels to and from Label Studio and CVAT, and from COCO panoptic; what a format cannot say is counted."""
+    found = convert_file(source, out, ConvertOptions(to, split, images, like, prefix, masks))
     say(as_json, found.to_json(), found.to_text())

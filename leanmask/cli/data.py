@@ -47,6 +47,9 @@ def check(
     fix: Annotated[
         Path | None, typer.Option(help="Write a repaired copy of the annotations to this new folder.")
     ] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="With --fix: repair even where many labels, or all of a kind, are lost.")
+    ] = False,
     exif: Annotated[
         str, typer.Option(help="EXIF rotations: error, apply or ignore, as data.exif in training.")
     ] = "error",
@@ -55,7 +58,7 @@ def check(
 ) -> None:
     """Validate a data set and count what is labelled how. Exit code 1 when there are errors."""
     with progress("checking images", as_json) as on_progress:
-        found = check_data(data, fix=fix, exif=exif, on_progress=on_progress)
+        found = check_data(data, fix=fix, drop=drop, exif=exif, on_progress=on_progress)
     if as_json:
         print_json(found.to_json())
     else:
@@ -76,11 +79,13 @@ def _share(text: str | float) -> float:
     return share
 
 
-def _protocol(name: str | None, points: int | None) -> str:
-    """The protocol that --protocol, --points or both ask for."""
+def _protocol(name: str | None, points: int | None, val: float | None) -> str | None:
+    """The protocol that --protocol, --points or both ask for; None where only --val is asked for."""
     if points is None:
-        if name is None:
-            raise ConfigError(f"say what to keep: --points N, or --protocol {', '.join(FORMS.values())}")
+        if name is None and val is None:
+            raise ConfigError(
+                f"say what to make: --val 20%, or what to keep: --points N, or --protocol {', '.join(FORMS.values())}"
+            )
         return name
     wanted = f"points-{points}"
     found, same = (parse_protocol(text) for text in (name or wanted, wanted))
@@ -90,7 +95,8 @@ def _protocol(name: str | None, points: int | None) -> str:
 
 
 @app.command(
-    epilog="Examples: leanmask split digits digits-sparse --protocol sparse-1 --seed 0   |   "
+    epilog="Examples: leanmask split mydata mydata-split --val 20%   |   "
+    "leanmask split digits digits-sparse --protocol sparse-1 --seed 0   |   "
     "leanmask split digits digits-points --points 10 --noise 5%"
 )
 def split(
@@ -101,6 +107,12 @@ def split(
     ] = None,
     points: Annotated[
         int | None, typer.Option(min=1, help="Points per object: the same as --protocol points-N.")
+    ] = None,
+    val: Annotated[
+        float | None,
+        typer.Option(
+            parser=_share, metavar="SHARE", help="Share of the labelled images to measure on (split val), such as 20%."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     noise: Annotated[
@@ -120,7 +132,7 @@ def split(
     ] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Make a partly labelled data set from a fully labelled one; what is taken away is kept apart to measure by."""
+    """Make a validation split, or a partly labelled data set from a fully labelled one; what is taken away is kept."""
     options = SplitOptions(
         point_noise=noise,
         noise_where=noise_where,  # type: ignore[arg-type]
@@ -128,7 +140,9 @@ def split(
         point_at=point_at,  # type: ignore[arg-type]
         point_displaced=displaced,
     )
-    summary = split_data(data, out, _protocol(protocol, points), seed=seed, options=options)
+    chosen = _protocol(protocol, points, val)
+    with progress("comparing images", as_json) as on_progress:
+        summary = split_data(data, out, chosen, val=val, seed=seed, options=options, on_progress=on_progress)
     say(as_json, summary.to_json(), summary.to_text())
 
 

@@ -16,15 +16,16 @@ VERBS: dict[str, dict[str, str]] = {
     "leanmask.cli.data": {
         "digits": "Write the embedded benchmark, handwritten digits in photographs, as a COCO data set.",
         "check": "Validate a data set and count what is labelled how. Exit code 1 when there are errors.",
-        "split": "Make a partly labelled data set from a fully labelled one; what is taken away is kept "
-        "apart to measure by.",
+        "split": "Make a validation split, or a partly labelled data set from a fully labelled one; what is "
+        "taken away is kept.",
         "budget": "What labels cost: those that are there, those of every object under each scheme, and "
         "what hours of work buy.",
     },
     "leanmask.cli.collect": {
         "annotate": "Label in the browser: classify points, draw boxes, or review pseudo-labels. Ctrl-C "
         "writes the labels.",
-        "convert": "Convert labels to and from Label Studio and CVAT; what a format cannot say is counted.",
+        "convert": "Convert labels to and from Label Studio and CVAT, and from COCO panoptic; what a format cannot "
+        "say is counted.",
     },
     "leanmask.cli.plans": {
         "plan": "The settings that `train` would choose for these data on this machine, each with its reason.",

@@ -20,12 +20,13 @@ from leanmask.data.checking.splits import (
     class_problems,
     file_problems,
     image_problems,
+    label_problems,
     load,
     same_content_problems,
 )
 from leanmask.data.coco import Census
 from leanmask.data.layout import SplitFiles, locate
-from leanmask.errors import DataError, RunError, suggest
+from leanmask.errors import ConfigError, DataError, RunError, suggest
 
 EXIF = ("error", "apply", "ignore")
 
@@ -79,18 +80,22 @@ def check(
     data: str | Path,
     *,
     fix: Path | None = None,
+    drop: bool = False,
     exif: str = "error",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Read every annotation and decode every image of a data set.
 
     data: as for `locate`. fix: new folder for a repaired copy of the annotation files and a data.yaml (images are
-    referred to, not copied). exif: as `DataConfig.exif`. on_progress: called with images done and in all. Raises
-    DataError when the data set cannot be found, RunError when `fix` cannot be written. Problems in the data are
-    returned, not raised.
+    referred to, not copied). drop: repair even where more than a tenth of the labels of a split, all labels of one
+    kind, or all of one class are lost. exif: as `DataConfig.exif`. on_progress: called with images done and in all.
+    Raises DataError when the data set cannot be found, or when a repair would lose that much and `drop` is not set,
+    RunError when `fix` cannot be written; either way nothing is written. Problems in the data are returned, not raised.
     """
     if exif not in EXIF:
         raise DataError(f"exif is '{exif}'{suggest(exif, EXIF)}")
+    if drop and fix is None:
+        raise ConfigError("--drop is for a repair; name the new folder for the repaired copy, too: --fix NEW")
     if fix is not None and Path(fix).exists() and (not Path(fix).is_dir() or any(Path(fix).iterdir())):
         raise RunError(f"{fix} exists already and is not an empty folder; name a new folder for the repaired copy")
     located = locate(data)
@@ -104,12 +109,14 @@ def check(
         problems += file_problems(split)
         problems += image_problems(split, probes, exif)
         problems += annotation_problems(split)
+    counted = {split.name: census(split) for split in splits}
+    for split in splits:
+        problems += label_problems(split, counted[split.name])
     problems += same_content_problems(splits, probes)
     problems.sort(key=lambda problem: problem.severity)
-    counted = {split.name: census(split) for split in splits}
     if fix is None:
         return CheckReport(tuple(problems), counted)
-    repairs = write_repaired([Copy(split, probes, exif) for split in splits], located, Path(fix))
+    repairs = write_repaired([Copy(split, probes, exif) for split in splits], located, Path(fix), drop)
     return CheckReport(tuple(problems), counted, tuple(repairs), Path(fix))
 
 

@@ -36,6 +36,9 @@ __all__ = [
 ]
 
 
+NAMED = 5  # classes of a sentence about many
+
+
 @dataclass(frozen=True)
 class ClassMap:
     """The user's classes: position in both tuples is the contiguous index that networks use."""
@@ -146,6 +149,15 @@ class Census:
         one_label = f" ({self.one_label_points} with points of one label only)" if self.one_label_points else ""
         crowds = f"; {self.crowds} crowds" if self.crowds else ""
         return f"{self.images} images{unlabelled}; objects by label: {kinds}{one_label}{crowds}"
+
+    def empty_classes(self) -> str | None:
+        """A sentence that names the classes without an object; None where each has one."""
+        empty = [name for name, kinds in self.per_class.items() if not sum(kinds.values())]
+        if not empty:
+            return None
+        shown = ", ".join(f"'{name}'" for name in empty[:NAMED])
+        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        return f"no object of {len(empty)} of {len(self.per_class)} classes: {shown}{more}"
 
     @staticmethod
     def count(flags: npt.NDArray[np.uint8], unannotated: str, names: dict[int, str], totals: dict[str, Any]) -> Census:

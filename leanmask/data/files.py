@@ -31,9 +31,17 @@ def why(error: OSError) -> str:
 
 def read_json(path: Path | str) -> dict[str, Any]:
     """The JSON object in a file. Raises DataError when it is missing, unreadable, broken or not an object."""
+    content = read_any_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} must hold a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_any_json(path: Path | str) -> Any:
+    """The JSON in a file, whatever it is. Raises DataError when it is missing, unreadable or broken."""
     path = Path(path)
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except OSError as error:
@@ -42,9 +50,6 @@ def read_json(path: Path | str) -> dict[str, Any]:
         raise DataError(f"{path} is not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}") from None
     except (UnicodeDecodeError, RecursionError):
         raise DataError(f"{path} is not valid JSON: it is no text, or nested without end") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} must hold a JSON object, found {type(content).__name__}")
-    return content
 
 
 def write_json(path: Path | str, content: Any, *, overwrite: bool = False) -> None:

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from leanmask.data.annotation import Row, first_fault, supervision_of
 from leanmask.data.federated import FEDERATED, NEGATIVE, require_federated
 from leanmask.data.files import image_files, read_json
+from leanmask.data.formats import read_instances
 from leanmask.data.pack import Pack, Piece, cache_key, find_pack, return_memory, text_key, write_pack
 from leanmask.errors import DataError
 from leanmask.supervision import Supervision
@@ -173,10 +174,11 @@ def file_pack(path: Path, only_images: bool) -> Pack:
 
 
 def _pack_file(path: Path, key: str, only_images: bool) -> Pack:
-    content = read_json(path)
     totals = Totals()
     if only_images:
+        content = read_json(path)
         return write_pack(key, image_pieces(content, path), lambda: _meta([], totals))
+    content = read_instances(path)
     categories = categories_of(content, path)
     return write_pack(key, group_images(content, path, totals), lambda: _meta(categories, totals))
 

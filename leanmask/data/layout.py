@@ -11,14 +11,16 @@ from typing import Any
 import yaml
 
 from leanmask.data.files import IMAGE_SUFFIXES, image_files, why
+from leanmask.data.formats import describe_folder, explain_file
+from leanmask.data.single_file import find_single, folder_of_images, image_folders
 from leanmask.errors import DataError, suggest
 
 YAML_SUFFIXES = (".yaml", ".yml")
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled2017", "unlabeled2017")
 ROBOFLOW = {"train": "train", "valid": "val", "val": "val", "test": "test"}
 LOOKED_FOR = (
-    "data.yaml with `splits`, annotations/instances_*.json beside images/ (or train2017/ as COCO has it), or "
-    "Roboflow's train/_annotations.coco.json"
+    "data.yaml with `splits`, annotations/instances_*.json beside images/ (or train2017/ as COCO has it), "
+    "Roboflow's train/_annotations.coco.json, or a single COCO file beside its images"
 )
 
 
@@ -34,7 +36,8 @@ class SplitFiles:
 
 
 def locate(data: str | Path) -> dict[str, SplitFiles]:
-    """The splits of a data set: a folder, or a YAML file that names annotation files and image folders.
+    """The splits of a data set: a folder, a YAML file that names annotation files and image folders, or a COCO file
+    near its images, which is "train".
 
     Raises DataError that says what was looked for, and offers the nearest existing path.
     """
@@ -42,7 +45,11 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
     if not path.exists():
         raise DataError(f"{path} does not exist{_nearest(path)}")
     if path.is_file():
+        if path.suffix.lower() == ".json":
+            return {"train": _alone(path)}
         if path.suffix.lower() not in YAML_SUFFIXES:
+            if sentence := explain_file(path):
+                raise DataError(sentence)
             raise DataError(f"{path} is a single file; give the data set's folder, or a YAML file naming its splits")
         return _from_yaml(path, _read_yaml(path))
     described = path / "data.yaml"
@@ -51,8 +58,11 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
     splits = _instances_files(path) or _roboflow(path)
     if splits:
         return splits
-    hint = " It holds images only: name it in data.unlabelled" if _holds_images(path) else ""
-    raise DataError(f"{path} is no data set that leanmask knows. Looked for {LOOKED_FOR}.{hint}")
+    if alone := find_single(path):
+        return {name: SplitFiles(annotations, images, None) for name, (annotations, images) in alone.items()}
+    seen = describe_folder(path) + _labels_above(path)
+    seen = f" {seen}." if seen else ""
+    raise DataError(f"{path} is no data set that leanmask knows.{seen} Looked for {LOOKED_FOR}")
 
 
 def locate_unlabelled(source: str | Path) -> SplitFiles:
@@ -89,13 +99,45 @@ def locate_images(annotations: str | Path, folder: str | Path | None = None) -> 
         return SplitFiles(path, Path(folder), None)
     if not path.is_file():
         raise DataError(f"{path} does not exist{_nearest(path)}")
+    return _named_in_yaml(path) or locate_unlabelled(path)
+
+
+def _named_in_yaml(path: Path) -> SplitFiles | None:
+    """The split of a data.yaml beside or one level above a COCO file that names it."""
     for place in (path.parent, path.parent.parent):
-        if (place / "data.yaml").is_file():
-            named = _from_yaml(place / "data.yaml", _read_yaml(place / "data.yaml")).values()
+        described = place / "data.yaml"
+        if described.is_file() and "splits" in (content := _read_yaml(described)):
+            named = _from_yaml(described, content).values()
             found = next((each for each in named if each.annotations and each.annotations.samefile(path)), None)
             if found is not None:
                 return found
-    return locate_unlabelled(path)
+    return None
+
+
+def _labels_above(folder: Path) -> str:
+    """A sentence where a COCO file one or two folders above names the images of this one."""
+    folder = folder.absolute()
+    for above in (folder.parent, folder.parent.parent):
+        try:
+            splits = _instances_files(above) or find_single(above)
+        except (DataError, OSError):
+            continue
+        named = [found.images if isinstance(found, SplitFiles) else found[1] for found in splits.values()]
+        # Where file names begin with the folder's own name, the images are said to be in the folder above.
+        if folder in named or (above == folder.parent and above in named):
+            return f". The labels of its images are further up: give {above}"
+    return ""
+
+
+def _alone(path: Path) -> SplitFiles:
+    """A COCO file and the folder near it that has its images. Raises DataError when there is none."""
+    if sentence := explain_file(path):
+        raise DataError(sentence)
+    named = _named_in_yaml(path)
+    if named is not None:
+        return named
+    near = [*image_folders(path, path.parent), *image_folders(path, path.absolute().parent.parent)]
+    return SplitFiles(path, folder_of_images(path, list(dict.fromkeys(near))), None)
 
 
 def _nearest(path: Path) -> str:
@@ -132,7 +174,7 @@ def _instances_files(root: Path) -> dict[str, SplitFiles]:
     splits: dict[str, SplitFiles] = {}
     for path in sorted((root / "annotations").glob("instances_*.json")):
         name = _without_points(path.stem.removeprefix("instances_"))
-        images = _image_folder(root, name)
+        images = _image_folder(root, name) or (root if _holds_images(root) else None)
         if images is None:
             raise DataError(f"no images found for {path}: looked for images/ and {name}/ in {root}")
         split = _without_year(name)
@@ -142,6 +184,8 @@ def _instances_files(root: Path) -> dict[str, SplitFiles]:
                 f"splits: {{{split}: {{annotations: {path}, images: {images}}}}}"
             )
         splits[split] = SplitFiles(path, images, None)
+    if splits.keys() == {"default"}:  # CVAT's name for all that it exports
+        splits = {"train": splits["default"]}
     if splits and "unlabelled" not in splits:
         found = next((root / name for name in UNLABELLED_FOLDERS if (root / name).is_dir()), None)
         if found is not None and _holds_images(found):

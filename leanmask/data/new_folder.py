@@ -12,6 +12,12 @@ from leanmask.data.files import why
 from leanmask.errors import RunError
 
 
+def require_new(out: Path) -> None:
+    """Raise RunError when `out` exists and is not an empty folder: better before long work than after it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists already and is not an empty folder; nothing was written, name a new folder")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yields a folder to fill; when the block ends without an error it becomes `out`, else it is removed.
@@ -22,8 +28,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     made = False
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RunError(f"{out} exists already and is not an empty folder; nothing was written, name a new folder")
+        require_new(out)
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         made = True

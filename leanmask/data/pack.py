@@ -27,7 +27,7 @@ from leanmask.data.files import why
 from leanmask.errors import DataError
 
 DAYS_KEPT = 90  # of a pack that nobody opens
-FORMAT = 3  # part of every key: raise it when the pieces change
+FORMAT = 4  # part of every key: raise it when the pieces change
 
 
 @dataclass(frozen=True)

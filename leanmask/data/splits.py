@@ -1,12 +1,12 @@
-"""Makes a partly labelled data set from a fully labelled one, by any protocol of the benchmark; what is taken away is
-kept apart as truth, to measure pseudo-labels against.
+"""Makes a partly labelled data set from a fully labelled one, by any protocol of the benchmark, and a validation
+split of one that has none; what is taken away is kept apart as truth, to measure pseudo-labels against.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,32 @@ from typing import Any
 import yaml
 
 from leanmask.data.annotation import Row
-from leanmask.data.files import read_json, write_json
+from leanmask.data.files import write_json
+from leanmask.data.formats import read_instances
 from leanmask.data.grouping import Totals, categories_of, group_images
+from leanmask.data.hold_out import HeldOut, hold_out
 from leanmask.data.layout import SplitFiles, locate
-from leanmask.data.new_folder import new_folder
+from leanmask.data.new_folder import new_folder, require_new
 from leanmask.data.withholding.protocols import FORMS, Parts, Protocol, Source, SplitOptions, parse_protocol
 from leanmask.data.withholding.withhold import row_seconds, withhold
-from leanmask.errors import DataError
+from leanmask.errors import ConfigError, DataError
 
 __all__ = ["FORMS", "SplitOptions", "SplitSummary", "parse_protocol", "split"]
 
 TRAIN_FILE = "annotations/instances_train.json"
+VAL_FILE = "annotations/instances_val.json"
 TRUTH_FILE = "truth/instances_train.json"
 UNLABELLED_FILE = "annotations/instances_unlabelled.json"
 UNLABELLED_TRUTH_FILE = "truth/instances_unlabelled.json"
+AS_LABELLED = Protocol("as labelled", "labelled")  # nothing is taken away
 
 
 @dataclass(frozen=True)
 class SplitSummary:
     """What a split holds. masks, boxes: objects with a mask, and with a box but no mask; points: classified points and
     single points; seconds: annotation time by Pointly-Supervised's prices; mask_classes: of `partial`, the classes
-    with masks. Crowds are counted nowhere.
+    with masks. Crowds are counted nowhere. val_images: those put aside to measure on. notes: what is unusual about
+    them.
     """
 
     protocol: str
@@ -49,45 +54,83 @@ class SplitSummary:
     noisy_points: int
     seconds: float
     mask_classes: tuple[str, ...] = ()
+    val_images: int = 0
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "out": str(self.out), "mask_classes": list(self.mask_classes)}
+        lists = {"mask_classes": list(self.mask_classes), "notes": list(self.notes)}
+        return {**dataclasses.asdict(self), "out": str(self.out), **lists}
 
     def to_text(self) -> str:
         unlabelled = f" and {self.unlabelled_images} unlabelled ones" if self.unlabelled_images else ""
         wrong = f" ({self.noisy_points} wrong)" if self.noisy_points else ""
-        return (
-            f"{self.protocol}, seed {self.seed}, in {self.out}: {self.images} images{unlabelled}, "
-            f"{self.objects} objects with {self.masks} masks, {self.boxes} boxes without mask, "
-            f"{self.points} points{wrong}; {self.seconds:.0f} annotation seconds"
+        kinds = f"{self.masks} masks, {self.boxes} boxes without mask, {self.points} points{wrong}"
+        val = f" and {self.val_images} to measure on (val)" if self.val_images else ""
+        text = (
+            f"{self.protocol}, seed {self.seed}, in {self.out}: {self.images} images{unlabelled}{val}, "
+            f"{self.objects} objects with {kinds}; {self.seconds:.0f} annotation seconds"
         )
+        if self.protocol == AS_LABELLED.name:
+            text = f"{self.images} images to train on, with {self.objects} objects ({kinds}){val}: {self.out}"
+        return "\n".join([text, *self.notes])
 
 
 def split(
-    data: str | Path, out: Path, protocol: str, *, seed: int = 0, options: SplitOptions | None = None
+    data: str | Path,
+    out: Path,
+    protocol: str | None = None,
+    *,
+    val: float | None = None,
+    seed: int = 0,
+    options: SplitOptions | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> SplitSummary:
     """Write the split to the new folder `out`; images are referred to, not copied.
 
-    data: a fully labelled data set with a split "train"; its other splits are named in the new data.yaml as they are.
-    protocol: full, sparse-R, points-N, boxes, semi-P, weak-semi-P, partial or mixed-T (docs/benchmark.md). Writes
-    annotations/instances_train.json, truth/instances_train.json (complete), for semi-P and mixed-T the same two for
-    "unlabelled", files under the published names for points-N and weak-semi-P, data.yaml and split.json. Raises
-    DataError for an unknown protocol or missing labels, RunError when `out` is not new.
+    data: a data set with a split "train", fully labelled where a protocol takes labels away; its other splits are named
+    in the new data.yaml as they are. protocol: full, sparse-R, points-N, boxes, semi-P, weak-semi-P, partial or mixed-T
+    (docs/benchmark.md). val: the share (0-1) of the labelled images that becomes the split "val", see `hold_out`; the
+    protocol takes from the rest. One of the two is needed. on_progress: called with images compared and in all.
+
+    Writes annotations/instances_train.json, truth/instances_train.json (complete; with a protocol), for semi-P and
+    mixed-T the same two for "unlabelled", for `val` annotations/instances_val.json, files under the published names for
+    points-N and weak-semi-P, data.yaml and split.json. Raises ConfigError for a share that cannot be, DataError for an
+    unknown protocol, missing labels or a "val" that is there, RunError when `out` is not new.
     """
-    parsed = parse_protocol(protocol)
+    if protocol is None and val is None:
+        raise ConfigError("say what to make: a protocol, or val, the share of the images to measure on")
+    if protocol is None and options not in (None, SplitOptions()):
+        raise ConfigError("options say how labels are taken away, and without a protocol none are; name one")
+    parsed = AS_LABELLED if protocol is None else parse_protocol(protocol)
     options = options or SplitOptions()
+    require_new(Path(out))
     splits = locate(data)
     if "train" not in splits or splits["train"].annotations is None:
         raise DataError(f"{data} has no split 'train' with annotations; found: {', '.join(splits) or 'nothing'}")
-    content = read_json(splits["train"].annotations)
+    if val is not None and "val" in splits:
+        raise DataError(
+            f"{data} has a split 'val' already ({splits['val'].annotations or splits['val'].images}); to make another, "
+            f"name its training file alone: leanmask split {splits['train'].annotations} OUT --val SHARE"
+        )
+    content = read_instances(splits["train"].annotations)
+    held: HeldOut | None = None
+    if val is not None:
+        checked = _source(content, splits["train"].annotations, parsed, (seed, options))
+        whole = {**content, "images": list(checked.images)}
+        held = hold_out(whole, splits["train"].images, val, seed, on_progress)
+        content = {**content, "images": held.train_images, "annotations": held.train}
     source = _source(content, splits["train"].annotations, parsed, (seed, options))
-    parts = withhold(source)
-    summary = _summary(source, parts, Path(out))
+    parts = Parts(source.images, tuple(content["annotations"])) if parsed is AS_LABELLED else withhold(source)
+    summary = _summary(source, parts, Path(out), held)
     with new_folder(Path(out)) as folder:
         for name, found in _files(source, parts, content).items():
             write_json(folder / name, found)
+        if held is not None:
+            write_json(folder / VAL_FILE, {**content, "images": held.val_images, "annotations": held.val})
         write_json(folder / "split.json", _record(source, summary))
-        named = _data_splits(splits, parts, Path(out), f"{source.protocol.amount:g}")
+        named = _data_splits(splits, parts, Path(out), source.protocol)
+        if held is not None:
+            named["val"] = {"annotations": VAL_FILE, "images": named["train"]["images"]}
         text = yaml.safe_dump({"splits": named}, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(text, encoding="utf-8")
     return summary
@@ -118,7 +161,10 @@ def _files(source: Source, parts: Parts, content: Mapping[str, Any]) -> dict[str
         kept = [image for image in source.images if image["id"] in ids]
         return file(kept, [row for image in kept for row in source.annotations[image["id"]]])
 
-    files = {TRAIN_FILE: file(parts.images, parts.rows), TRUTH_FILE: truth(parts.images)}
+    files = {TRAIN_FILE: file(parts.images, parts.rows)}
+    if source.protocol is AS_LABELLED:
+        return files
+    files[TRUTH_FILE] = truth(parts.images)
     if parts.unlabelled:
         files[UNLABELLED_FILE] = file(parts.unlabelled, [])
         files[UNLABELLED_TRUTH_FILE] = truth(parts.unlabelled)
@@ -138,7 +184,7 @@ def weak_semi_files(amount: str) -> tuple[str, str]:
     return f"annotations/instances_train_{amount}p_s.json", f"annotations/instances_train_{amount}p_w.json"
 
 
-def _summary(source: Source, parts: Parts, out: Path) -> SplitSummary:
+def _summary(source: Source, parts: Parts, out: Path, held: HeldOut | None) -> SplitSummary:
     rows = [row for row in parts.rows if not row.get("iscrowd")]
     masks = sum(bool(row.get("segmentation")) for row in rows)
     partial = [row for row in rows if not row.get("segmentation")]
@@ -155,6 +201,8 @@ def _summary(source: Source, parts: Parts, out: Path) -> SplitSummary:
         noisy_points=parts.noisy_points,
         seconds=round(sum(map(row_seconds, rows)), 1),
         mask_classes=parts.mask_classes,
+        val_images=len(held.val_images) if held else 0,
+        notes=held.notes if held else (),
     )
 
 
@@ -164,7 +212,9 @@ def _record(source: Source, summary: SplitSummary) -> dict[str, Any]:
     return {**counts, "source": source.path, "options": options}
 
 
-def _data_splits(splits: Mapping[str, SplitFiles], parts: Parts, out: Path, amount: str) -> dict[str, dict[str, str]]:
+def _data_splits(
+    splits: Mapping[str, SplitFiles], parts: Parts, out: Path, protocol: Protocol
+) -> dict[str, dict[str, str]]:
     """The splits of data.yaml, paths relative to the new folder."""
     here = out.absolute().parent.resolve() / out.absolute().name
 
@@ -173,8 +223,12 @@ def _data_splits(splits: Mapping[str, SplitFiles], parts: Parts, out: Path, amou
 
     images = relative(splits["train"].images)
     named = {"train": {"annotations": TRAIN_FILE, "images": images, "truth": TRUTH_FILE}}
+    if protocol is AS_LABELLED:
+        named["train"] = {"annotations": TRAIN_FILE, "images": images}
+        if (known := splits["train"].truth) is not None:
+            named["train"]["truth"] = relative(known)
     if parts.strong_ids is not None:
-        for name, path in zip(("strong", "weak"), weak_semi_files(amount), strict=True):
+        for name, path in zip(("strong", "weak"), weak_semi_files(f"{protocol.amount:g}"), strict=True):
             named[name] = {"annotations": path, "images": images, "truth": TRUTH_FILE}
     if parts.unlabelled:
         named["unlabelled"] = {"annotations": UNLABELLED_FILE, "images": images, "truth": UNLABELLED_TRUTH_FILE}

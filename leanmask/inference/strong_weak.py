@@ -36,6 +36,7 @@ from leanmask.inference.pseudo_masks import (
 from leanmask.inference.pseudo_points import PointOptions, pseudo_points, require_points
 from leanmask.inference.refine import RefineOptions, refine
 from leanmask.settings import RunConfig
+from leanmask.settling import has_validation
 
 Row = dict[str, Any]
 STRONG, WEAK, STRONG_WEAK, REFINED = (f"instances_train_{letter}.json" for letter in ("s", "w", "sw", "sw_refined"))
@@ -69,7 +70,8 @@ def read_split(work: Work) -> Labels:
     used.
     """
     data = work.config.data
-    for name in (data.train_split, data.val_split):
+    measured_on = (data.val_split,) if has_validation(work.splits, data) else ()
+    for name in (data.train_split, *measured_on):
         if name in OWN_SPLITS:
             raise DataError(f"split '{name}' of {data.path}: stages write one of this name; call it something else")
         if name not in work.splits:

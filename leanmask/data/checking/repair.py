@@ -13,20 +13,23 @@ from pathlib import Path
 import yaml
 
 from leanmask.data.annotation import Row, finite_faults
+from leanmask.data.checking.losses import losses_of, require_kept
 from leanmask.data.checking.repair_images import Copy, Repair, repair_images, without_nan
 from leanmask.data.checking.repair_rows import repair_row
 from leanmask.data.checking.rows import category_of, image_size
-from leanmask.data.checking.splits import LISTS, hashable
+from leanmask.data.checking.splits import hashable
 from leanmask.data.files import write_json
+from leanmask.data.formats import LISTS
 from leanmask.data.layout import SplitFiles
 from leanmask.data.new_folder import new_folder
 
 
-def write_repaired(copies: list[Copy], located: dict[str, SplitFiles], out: Path) -> list[Repair]:
+def write_repaired(copies: list[Copy], located: dict[str, SplitFiles], out: Path, drop: bool = False) -> list[Repair]:
     """Repair every split and write annotations/instances_*.json and data.yaml into the new folder `out`; images are
     referred to.
 
-    Returns every change, and what could not be repaired. Raises RunError when the folder exists or cannot be written.
+    Returns every change, and what could not be repaired. Raises RunError when the folder exists or cannot be written,
+    DataError when the copy would lose much of the labels (see losses.py), unless `drop`: then nothing is written.
     """
     copies = sorted(copies, key=lambda copy: (copy.split.name != "train", not copy.split.categories))
     ids: dict[str, int] = {}  # the classes of all splits: the training split's ids come first
@@ -38,6 +41,8 @@ def write_repaired(copies: list[Copy], located: dict[str, SplitFiles], out: Path
     if copies and copies[0].split.categories:
         _share_classes(copies[0], ids)
     missing = [name for name in located if name not in {copy.split.name for copy in copies}]
+    if not drop:
+        require_kept(losses_of(copies, {name: located[name] for name in missing}), out)
     lost = [Repair("file-unreadable", "cannot be repaired and is left out of the copy", name) for name in missing]
     with new_folder(out) as folder:
         entries = {copy.split.name: _write_split(copy, folder, out) for copy in copies}
@@ -124,11 +129,13 @@ def _repair_annotations(copy: Copy) -> None:
         image_id = hashable(row.get("image_id"))
         image = images.get(copy.aliases.get(image_id, image_id))
         if image is None:
+            copy.outcomes.append((row, None))
             if image_id not in stated:
                 copy.note("unknown-image", "removed: its image is not in the file", image_id, annotation_id)
             continue
         row = {**row, "id": annotation_id, "image_id": image["id"]}
         repaired = _repaired(copy, row, image, changes)
+        copy.outcomes.append((row, repaired))
         if repaired is None:
             copy.partial.add(image["id"])
         elif image["id"] not in merged or _first_time(copy, repaired, seen):

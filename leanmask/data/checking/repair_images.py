@@ -48,6 +48,7 @@ class Copy:
     positions: dict[Path, int] = field(default_factory=dict)  # of a file in `images`
     aliases: dict[Any, Any] = field(default_factory=dict)  # ids of merged images -> the id that is kept
     partial: set[Any] = field(default_factory=set)  # ids of images that lost an object
+    outcomes: list[tuple[Row, Row | None]] = field(default_factory=list)  # every annotation before, and after or None
 
     def note(self, code: str, message: str, image_id: Any = None, annotation_id: Any = None) -> None:
         self.repairs.append(Repair(code, message, self.split.name, image_id, annotation_id))

@@ -58,7 +58,9 @@ def _mask_faults(row: Row, box: FloatArray | None, size: Size | None) -> Iterato
     if box is not None and (iou := _grown_iou(box, mask_box)) < MIN_BOX_MASK_IOU:
         shown = [round(float(edge), 1) for edge in (*mask_box[:2], *(mask_box[2:] - mask_box[:2]))]
         # A person's box and mask must agree; where a network's mask does not fit, that says how good the network is.
-        code = "box-mask" if row.get("provenance", "human") == "human" else "box-pseudo-mask"
+        # An accepted pseudo-mask is a person's from then on, but it is as exact as the network that drew it.
+        drawn = row.get("provenance", "human") == "human" and not row.get("review")
+        code = "box-mask" if drawn else "box-pseudo-mask"
         yield Fault(code, "bbox", f"bbox {row['bbox']} disagrees with the mask's bounds {shown} (IoU {iou:.2f})")
 
 

@@ -13,12 +13,12 @@ from leanmask.data.annotation import Fault, Row, finite_faults, is_number
 from leanmask.data.checking.images import Probe, image_faults
 from leanmask.data.checking.rows import WARNINGS, category_of, image_size, row_faults
 from leanmask.data.coco import Census
-from leanmask.data.files import image_files, read_json
+from leanmask.data.files import image_files
+from leanmask.data.formats import LISTS, read_instances
 from leanmask.data.grouping import PARTIAL, Totals, image_flag, rows_of
 from leanmask.data.layout import SplitFiles
 
-WARNING_CODES = WARNINGS | {"unannotated", "same-content"}
-LISTS = ("images", "annotations", "categories")
+WARNING_CODES = WARNINGS | {"unannotated", "same-content", "class-empty", "unread"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Loaded:
 def load(name: str, files: SplitFiles) -> Loaded:
     """Read a split's file; a plain folder becomes images without annotations. Raises DataError when it is no COCO."""
     if files.annotations is not None:
-        content = read_json(files.annotations)
+        content = read_instances(files.annotations)
         for key in LISTS:
             rows_of(content, key, files.annotations)
         return Loaded(name, files, content)
@@ -110,6 +110,17 @@ def file_problems(split: Loaded) -> Iterator[Problem]:
         first = ", ".join(str(image.get("id")) for image in bare[:5]) + (", ..." if len(bare) > 5 else "")
         message = f"{len(bare)} images have no annotations (ids {first}); say data.unannotated=negative or =unlabelled"
         yield split.problem(Fault("unannotated", "id", message))
+
+
+def label_problems(split: Loaded, counted: Census) -> Iterator[Problem]:
+    """Of what is labelled, as a whole: classes without an object, and labels that nothing reads."""
+    empty = counted.empty_classes() if any(counted.objects.values()) else None  # no object at all is said elsewhere
+    if empty is not None:
+        yield split.problem(Fault("class-empty", "categories", empty))
+    count = sum(bool(row.get("keypoints")) for row in split.annotations)
+    if count:
+        message = f"{count} annotations have keypoints, which leanmask does not read; their boxes and masks it does"
+        yield split.problem(Fault("unread", "keypoints", message))
 
 
 def class_problems(split: Loaded, reference: dict[str, int], reference_name: str) -> Iterator[Problem]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from leanmask.data.annotation import supervision_of
-from leanmask.data.convert import cvat, label_studio
+from leanmask.data.convert import cvat, label_studio, panoptic
 from leanmask.data.convert.shapes import Left, categories_from
-from leanmask.data.files import read_json, why, write_atomically, write_json
+from leanmask.data.files import read_any_json, write_atomically, write_json
+from leanmask.data.formats import LABEL_STUDIO, PANOPTIC, explain, format_of, read_instances
 from leanmask.data.grouping import Totals, categories_of, group_images
 from leanmask.data.layout import locate
 from leanmask.data.predictions import IMAGES_NAME, is_results, read_predictions
@@ -27,7 +27,7 @@ FORMATS = ("coco", "label-studio", "cvat")
 class ConvertOptions:
     """to: the format to write. split: which one, where a data set is converted. images: their folder, to read sizes
     that a file does not tell. like: a data set whose class ids to use. prefix: what comes before file names in Label
-    Studio.
+    Studio. masks: the folder of a panoptic file's PNG masks; None = the one beside it.
     """
 
     to: str = "coco"
@@ -35,6 +35,7 @@ class ConvertOptions:
     images: Path | None = None
     like: Path | None = None
     prefix: str = label_studio.LOCAL_FILES
+    masks: Path | None = None
 
     def __post_init__(self) -> None:
         if self.to not in FORMATS:
@@ -63,8 +64,8 @@ class Converted:
 
 
 def convert(source: str | Path, out: str | Path, options: ConvertOptions = ConvertOptions()) -> Converted:
-    """Convert a data set's split, a COCO file (.json), the results of `leanmask predict` (.json), Label Studio's export
-    (.json) or CVAT's (.xml) into a new file.
+    """Convert a data set's split, a COCO file (.json, instances or panoptic), the results of `leanmask predict`
+    (.json), Label Studio's export (.json) or CVAT's (.xml) into a new file.
 
     Raises DataError for what cannot be read or exists already, ConfigError for an unknown format.
     """
@@ -93,31 +94,24 @@ def convert(source: str | Path, out: str | Path, options: ConvertOptions = Conve
 def _read(source: Path, options: ConvertOptions) -> tuple[dict[str, Any], Left]:
     known = None if options.like is None else _known_classes(options.like, options.split)
     if source.is_dir() or source.suffix.lower() in (".yaml", ".yml"):
-        return _coco(_annotations(source, options.split)), Left()
+        source = _annotations(source, options.split)
     if source.suffix.lower() == ".xml":
         root = cvat.read_cvat(source)
         return cvat.from_cvat(root, categories_from(cvat.class_names(root), known))
-    content = _json(source)
+    content = read_any_json(source)
+    if format_of(content) == PANOPTIC:
+        return panoptic.from_panoptic(content, source, options.masks, known)
     if isinstance(content, dict):
-        return _coco(source), Left()
+        return _coco(content, source), Left()
     if is_results(content) and (content or source.with_name(IMAGES_NAME).is_file()):
         return _predicted(source, content), Left()
+    if format_of(content) not in (LABEL_STUDIO, None):
+        raise DataError(str(explain(content, source)))
     categories = categories_from(label_studio.class_names(content), known)
     try:
         return label_studio.from_label_studio(content, categories, _sizes(content, options.images))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{source} is no export of Label Studio that can be read: {error!r}") from None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {why(error)}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
 
 
 def _annotations(data: Path, split: str) -> Path:
@@ -130,9 +124,10 @@ def _annotations(data: Path, split: str) -> Path:
     return annotations
 
 
-def _coco(path: Path) -> dict[str, Any]:
-    """The content of a COCO file that was looked through row by row."""
-    content = read_json(path)
+def _coco(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content of a COCO file, looked through row by row."""
+    if (sentence := explain(content, path)) is not None:
+        raise DataError(sentence)
     for _ in group_images(content, path, Totals()):
         pass
     return content
@@ -154,7 +149,7 @@ def _predicted(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _known_classes(data: Path, split: str) -> dict[str, int]:
     path = data if data.suffix.lower() == ".json" else _annotations(data, split)
-    return {name: number for number, name in categories_of(read_json(path), path)}
+    return {name: number for number, name in categories_of(read_instances(path), path)}
 
 
 def _sizes(tasks: Any, images: Path | None) -> Mapping[str, tuple[int, int]]:
