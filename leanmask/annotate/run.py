@@ -60,13 +60,20 @@ def annotate_data(
         with _alone(work.store.path):
             with _uncollected():
                 desk, masks = work.desk()
+            for note in work.labels.notes:
+                say(note)
+            if work.review and work.review.left_out:
+                say(
+                    f"{work.review.left_out} pseudo-labels are not asked about: they are on images held out for "
+                    "validation, or of objects that have labels"
+                )
             if masks:
                 say(f"{masks} of the queue's items are masks, which this page does not draw: see `leanmask convert`")
             _serve(desk, serve, say)
             _say_problems(desk, say)
             return work.export()
     finally:
-        work.store.close()
+        work.close()
 
 
 def export_annotations(
@@ -77,7 +84,7 @@ def export_annotations(
     try:
         return work.export(out)
     finally:
-        work.store.close()
+        work.close()
 
 
 def _say_problems(desk: Desk, say: Say) -> None:
