@@ -3,6 +3,7 @@ answers of every kind of session and of every round, and one data set to train o
 
     labelling/train.sqlite            answers; another split's lie in SPLIT.sqlite
     labelling/instances_SPLIT.json    the labels, with the decisions of all reviews; data.yaml names them
+    labelling/labels.json             of a folder of images alone: the labels of all splits
     labelling/review-NAME/            one file of pseudo-labels: a copy, the answers, and `reviewed.json` with decisions
 """
 
@@ -30,6 +31,7 @@ from leanmask.data.views.canvas import Exif
 from leanmask.errors import ConfigError, DataError, LeanmaskError
 
 VAL_SHARE = 0.2
+ALL_LABELS = "labels.json"
 PSEUDO_FILE, REVIEWED_FILE = "pseudo.json", "reviewed.json"
 # Ids of images that lie elsewhere and of objects from reviews, above all that photographs and drawn boxes ever get.
 FIRST_IDS = (10**9, 10**12)
@@ -200,6 +202,7 @@ class Labels:
             if splits.get(photo.number, "unlabelled") != "unlabelled"
         ]
         self.store.keep_photos(moved)
+        write_changed(self.folder / ALL_LABELS, content)
         named: dict[str, tuple[Path | None, Path]] = {}
         for name in ("train", "val", "unlabelled"):
             path = self.folder / f"instances_{name}.json"

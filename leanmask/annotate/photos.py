@@ -47,7 +47,7 @@ def open_photos(store: Store, folder: Path, options: SourceOptions) -> tuple[Sou
     ]
 
 
-def _files(folder: Path) -> list[Path]:
+def photo_files(folder: Path) -> list[Path]:
     """The images that lie in a folder itself or, where none does, in folders below it."""
     found = image_files(folder) or image_files(folder, recursive=True)
     return [path for path in found if path.relative_to(folder).parts[0] != LABELLING]
@@ -69,7 +69,7 @@ def _look(known: Sequence[Photo], folder: Path, labelled: Set[int]) -> tuple[lis
     """The known photographs as they are in the folder now and the new ones, by number; and what has changed."""
     before = {photo.name: photo for photo in known}
     there: dict[str, list[Photo]] = {}  # by content, without a number
-    for path in _files(folder):
+    for path in photo_files(folder):
         found = _read(path, path.relative_to(folder).as_posix(), before)
         there.setdefault(found.digest, []).append(found)
     photos: list[Photo] = []
