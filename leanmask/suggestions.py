@@ -162,7 +162,8 @@ def _images(data: str | Path, split: str | None) -> tuple[ImageSource, ClassMap,
     """The images to choose among, the classes, and what is not looked at, as sentences."""
     photos = photo_folder(data)
     if photos is not None and not (labelling_folder(labelled_data(data)) / "data.yaml").is_file():
-        raise DataError(f"{data} has no labels yet; label a few images first: leanmask annotate {data} --boxes")
+        first = f"leanmask annotate {data} --boxes --classes NAME,NAME"
+        raise DataError(f"{data} has no labels yet; label a few images first: {first}")
     splits = locate(data)
     if photos is not None and split == "val":
         raise DataError(f"the images of split 'val' of {data} are for measuring; nothing is suggested there")

@@ -195,6 +195,10 @@ def test_images_with_parts_labelled_are_trained_on() -> None:
     assert {name: len(part["images"]) for name, part in parts.items()} == {"train": 1, "val": 1, "unlabelled": 1}
     assert not parts["val"]["images"][0]["exhaustive"]  # a box without a mask measures nothing
     assert by_split(content, {2: "train"}, 1.0)[1][2] == "train"
+    content["annotations"][1]["weight"] = 0.0  # a rejected pseudo-label
+    parts, splits, _ = by_split(content, {}, 1.0)
+    assert splits[2] == "unlabelled"
+    assert parts["unlabelled"]["annotations"] == []
 
 
 def test_no_class_is_held_out_as_a_whole() -> None:

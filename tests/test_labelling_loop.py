@@ -40,6 +40,7 @@ APPENDED = {
     "pseudo": "--class-quality 0 --mask-quality 0",  # two steps teach nothing
 }
 BOXED_PER_SESSION = 7
+REVIEWED_PER_SESSION = 12
 SIDE = 64
 
 
@@ -62,11 +63,11 @@ class Somebody:
     def serve(self, desk: Desk, *_: object) -> None:
         person = Person(TestClient(create_app(desk, "key")), desk.annotators[0])
         person.sent = 1000 * len(self.answered)
-        boxed = 0
-        while boxed < BOXED_PER_SESSION and (units := person.claim(1)):
+        left = {"boxes": BOXED_PER_SESSION, "review": REVIEWED_PER_SESSION, "points": 1000}
+        while all(left.values()) and (units := person.claim(1)):
             (unit,) = units
             self.answered.append(f"{unit['kind']} {unit['name']}")
-            boxed += unit["kind"] == "boxes"
+            left[unit["kind"]] -= 1
             assert set(getattr(self, unit["kind"])(person, unit)) == {"saved"}
 
     def boxes(self, person: Person, unit: dict[str, Any]) -> list[str]:
@@ -243,6 +244,28 @@ def test_classes_can_be_added(tmp_path: Path) -> None:
     work.close()
 
 
+def test_a_store_elsewhere_has_its_data_set_beside_it(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    summary = boxed(photos, range(1), store=tmp_path / "ben" / "ben.sqlite")
+    assert summary.data == tmp_path / "ben"
+    assert locate(summary.data).keys() == {"train", "unlabelled"}
+    assert not (photos / "labelling").exists()
+
+
+@pytest.mark.parametrize("place", ["", "train.sqlite"])
+def test_a_review_with_a_store_elsewhere_adds_to_the_labels_that_are_there(tmp_path: Path, place: str) -> None:
+    """The labels are those of the data or, where `--store` is beside another store, those of that one."""
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(1), **({"store": tmp_path / "ben" / place} if place else {}))
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo2.jpg": [[5, 5, 20, 20]]})
+    own = tmp_path / "ben" / "review.sqlite"
+    _, summary = reviewed(photos, path, {1: "accept"}, store=own)
+    assert own.is_file()
+    labels = read(locate(summary.data)["train"].annotations)
+    assert ["review" in row for row in labels["annotations"]] == [False, True]
+    assert (photos / "labelling").exists() == (not place)
+
+
 # --- the folder changes between two rounds
 
 
@@ -264,7 +287,7 @@ def test_a_folder_that_changes(tmp_path: Path) -> None:
     (photos / "broken.jpg").write_bytes(b"no picture")
     told = "\n".join(refresh_labels(photos))
     assert "1 photograph gone from" in told
-    assert "photo0.jpg; what was said about them is kept" in told
+    assert "photo0.jpg; what was said about gone ones is kept" in told
     assert "photo1.jpg is now renamed.jpg" in told
     assert "photo3.jpg: other content than before" in told
     assert "copies are left out: photo2.jpg is copy.jpg" in told or "copy.jpg is photo2.jpg" in told
@@ -386,8 +409,8 @@ def pseudo(photos: Path, path: Path, boxes: dict[str, list[list[int]]]) -> Path:
     return path
 
 
-def reviewed(photos: Path, path: Path, decisions: dict[int, str]) -> Any:
-    work = session(photos, review=path)
+def reviewed(photos: Path, path: Path, decisions: dict[int, str], **options: Any) -> Any:
+    work = session(photos, review=path, **options)
     asked = {unit.target for unit in work.desk()[0].dealer.units}
     for number, value in decisions.items():
         work.store.save(said(500 + number, "review", number, 0, value))

@@ -266,7 +266,8 @@ def by_split(
     """
     classes: defaultdict[Any, set[int]] = defaultdict(set)
     for row in content["annotations"]:
-        classes[row["image_id"]].add(row["category_id"])
+        if row.get("weight", 1.0) > 0:  # a rejected pseudo-label alone is no label
+            classes[row["image_id"]].add(row["category_id"])
     splits: dict[Any, str] = {}
     waiting = []
     for image in content["images"]:
@@ -295,6 +296,8 @@ def by_split(
         why = f"has the only objects of {', '.join(missing)}" if missing else "is the only one with labels"
         notes.append(f"{image['file_name']} would be for validation, but {why} and is trained on")
     parts = {name: _part(content, {n for n in splits if splits[n] == name}) for name in sorted(set(splits.values()))}
+    if "unlabelled" in parts:
+        parts["unlabelled"]["annotations"] = []
     if "val" in parts:
         lacking = {row["image_id"] for row in parts["val"]["annotations"] if not row.get("segmentation")}
         images = parts["val"]["images"]

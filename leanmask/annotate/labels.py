@@ -214,7 +214,8 @@ class Labels:
         write_splits(self.folder, named)
         counts = {name: len(part["images"]) for name, part in parts.items()}
         labels = next(iter(path for path, _ in named.values() if path is not None))
-        return Written(labels, self.data, counts, exported, (*notes, *told))
+        data = self.data if self.folder == labelling_folder(self.data) else self.folder
+        return Written(labels, data, counts, exported, (*notes, *told))
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class Review:
         if not source.pictures:
             raise DataError(f"{source.origin} has no images")
         content = pseudo.read_bytes()
-        folder = own.parent if own is not None else _review_folder(labels.folder, pseudo.stem, content)
+        folder = _review_folder(labels.folder, pseudo.stem, content)
         path = own or folder / f"{folder.name}.sqlite"
         store = Store.open(path, source.fingerprint())
         try:
@@ -269,7 +270,8 @@ class Review:
         merged = labels.joined(whole, content, self.before, kept)
         split = labels.options.split
         path = self.folder / f"instances_{split}.json"
-        splits = {name: (each.annotations, each.images) for name, each in locate(labels.data).items()}
+        named = locate(labels.data if labels.photos is None else written.data)
+        splits = {name: (each.annotations, each.images) for name, each in named.items()}
         if merged is whole:  # of other classes than the labels
             write_splits(self.folder, splits | {split: (reviewed, self.source.images)})
             note = f"the pseudo-labels have other classes than {labels.data}, so the decisions are in {reviewed} alone"

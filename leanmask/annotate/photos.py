@@ -107,8 +107,8 @@ def _look(known: Sequence[Photo], folder: Path, labelled: Set[int]) -> tuple[lis
         )
     if gone:
         notes.append(
-            f"{_counted(len(gone), 'photograph')} gone from {folder}: {_names(photo.name for photo in gone)}; what was "
-            "said about them is kept, and counts again when they are back"
+            f"{_counted(len(gone), 'photograph')} gone from {folder}: {_names(photo.name for photo in gone)}; "
+            "what was said about gone ones is kept, and counts again when they are back"
         )
     if renamed:
         notes.append(f"the labels go with the photographs that were renamed: {_names(renamed)}")

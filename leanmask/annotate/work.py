@@ -92,8 +92,9 @@ class Work:
         if options.review and (options.boxes or options.queue):
             raise ConfigError("--review looks at pseudo-labels; give --boxes or --queue in a session of their own")
         own = options.store
-        if own is not None and options.review:
+        if own is not None and options.review:  # of the decisions alone; the labels are where they are
             own = own.with_name(f"{options.split}.sqlite")
+            own = own if own.is_file() else None
         wanted = LabelOptions(options.split, options.classes, options.exif, options.seed, options.val_share, own)
         labels = Labels.open(data, wanted)
         if options.review is None:

@@ -52,7 +52,10 @@ def annotate(
         float | None,
         typer.Option(help="Of a folder of images: share of names for validation. [default: as before, at first 0.2]"),
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="File of the answers. [default: labelling/ in the data]")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="File of the answers; of a review, of its decisions. [default: labelling/ in the data]"),
+    ] = None,
     exif: Annotated[str | None, typer.Option(help="EXIF rotations: error, apply or ignore, as data.exif.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The next free port from here.")] = PORT,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
