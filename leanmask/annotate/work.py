@@ -188,7 +188,7 @@ class Work:
         else:
             content, exported = self.labels.content()
         write_json(out, content)
-        return AnnotateSummary(out, None, exported, measured)
+        return AnnotateSummary(out, None, exported, measured, notes=self.labels.notes)
 
     def _new(self, notes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(note for note in notes if note not in self.labels.notes)
