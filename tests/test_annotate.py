@@ -157,8 +157,13 @@ def test_from_a_folder_of_photos_to_a_data_set(tmp_path: Path) -> None:
     assert {row["id"] for row in content["annotations"]} <= {unit.target for unit in units}
     assert all(row["provenance"] == "human" for row in content["annotations"])
     assert check(photos).ok
-    # What was held out has no masks to measure by yet; training says so and goes on.
-    assert train(photos, tmp_path / "run", settings=ONE_STEP).steps == 1
+    # What was held out has no masks to measure by yet; training says so and goes on, also without a photograph.
+    (photos / "photo0.jpg").unlink()
+    (photos / "photo1.jpg").rename(photos / "held.jpg")
+    told: list[str] = []
+    assert train(photos, tmp_path / "run", settings=ONE_STEP, tell=told.append).steps == 1
+    assert "1 photograph gone" in told[0]
+    assert "photo1.jpg is now held.jpg" in told[1]
 
 
 def labelled(classes_of: dict[str, set[int]], **exhaustive: bool) -> dict[str, Any]:

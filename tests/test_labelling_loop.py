@@ -211,6 +211,22 @@ def test_points_on_labels_so_far_are_asked_for_in_addition(tmp_path: Path) -> No
     work.close()
 
 
+def test_a_data_set_with_annotations_goes_round_too(tmp_path: Path) -> None:
+    """Labels so far are ranked where they lie, and the queue leads to the store that is there."""
+    data = write_boxes(tmp_path / "d", images=1, objects=2)
+    work = session(data, points=3)
+    for place in range(3):
+        work.store.save(said(place, "points", 100, place, "object"))
+    work.export()
+    work.close()
+    queue = tmp_path / "queue.json"
+    suggest(data / "labelling", SuggestOptions(hours=1, points=4, masks=False), out=queue)
+    work = session(data / "labelling", queue=queue)
+    assert {unit.target: unit.count for unit in work.desk()[0].dealer.units} == {100: 4, 101: 4}
+    assert work.labels.folder == data / "labelling"
+    work.close()
+
+
 def test_suggestions_are_never_about_val(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", count=6)
     boxed(photos, range(3), val_share=0.99)
