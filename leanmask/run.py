@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torchvision
 
+from leanmask.annotate.labels import refresh_labels
 from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
 from leanmask.devices import capability, training_device, use_cpu
 from leanmask.engine.distributed import everyones, start_processes, world_size
@@ -53,6 +54,8 @@ def train(
     """
     if start_processes().is_main_process:
         _require_new(Path(out))
+        _tell_all(tell, refresh_labels(data))
+    everyones(None)  # nobody reads the labels before they are written
     told = dict(load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {})
     reasons: Mapping[str, str] = {}
     if plan:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leanmask.annotate.labels import labelling_folder, refresh_labels
+from leanmask.annotate.photos import photo_files
 from leanmask.costs import LabelCosts
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.grouping import file_pack
-from leanmask.data.layout import SplitFiles, locate
+from leanmask.data.layout import ALL_LABELS, SplitFiles, labelled_data, locate, photo_folder
 from leanmask.data.withholding.withhold import row_seconds
-from leanmask.errors import DataError, suggest
+from leanmask.errors import ConfigError, DataError, suggest
 from leanmask.labels.budget import SCHEMES, Counts, Price, Purchase, buy, buy_boxes_then_masks, price, seconds_of
 from leanmask.reports.layout import NOTHING, Table, count, render_markdown
+from leanmask.supervision import Supervision
+
+ALL_IMAGES = "all images"
 
 
 @dataclass(frozen=True)
 class Budget:
     """The result of `budget`. paid_seconds: for every annotation of the split, as if a person had made it. objects:
     that the split has, None when nobody knows; `prices` and `purchases` are empty then. hours: what `purchases` spend.
+    split: ALL_IMAGES for a folder of images alone. notes: sentences about what has changed in such a folder.
     """
 
     data: str
@@ -33,6 +40,7 @@ class Budget:
     prices: tuple[Price, ...]
     hours: float | None
     purchases: tuple[Purchase, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -45,6 +53,7 @@ class Budget:
             "prices": [found.to_json() for found in self.prices],
             "hours": self.hours,
             "purchases": [found.to_json() for found in self.purchases],
+            "notes": list(self.notes),
         }
 
     def to_text(self) -> str:
@@ -55,6 +64,7 @@ class Budget:
         """What is labelled, what that has cost, and whether the number of objects is known."""
         paid = self.paid_seconds / 3600
         lines = [
+            *self.notes,
             f"{self.split}: {self.census.to_text()}",
             f"Paid for so far: {paid:,.2f} hours ({paid / 24:,.2f} days of 24 hours).",
         ]
@@ -62,8 +72,8 @@ class Budget:
             partial, known = self.census.images - self.census.exhaustive_images, _known(self.census)
             lines.append(
                 f"The number of objects is unknown: {partial:,} of {self.census.images:,} images are not said to be "
-                f"annotated exhaustively. Say it with --objects (objects=... in Python): {known} if there is nothing "
-                "but what is annotated."
+                "annotated exhaustively. Say it with --objects-per-image, or for all images together with --objects "
+                f"(objects_per_image=..., objects=... in Python): {known} if there is nothing but what is annotated."
             )
         return "\n".join(lines)
 
@@ -80,31 +90,54 @@ def budget(
     *,
     hours: float | None = None,
     costs: LabelCosts = LabelCosts(),
-    split: str = "train",
+    split: str | None = None,
     objects: int | None = None,
+    objects_per_image: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Budget:
     """Price the labels of a split: those that are there, and those of every object under each scheme, from nothing.
 
-    hours: also say what these buy. objects: how many the split has, annotated or not; needed where images are not
-    annotated exhaustively, because nobody knows then, and nothing is estimated. on_progress: called with images done
-    and in all. Raises DataError when the data cannot be used or has more objects than `objects`, ConfigError for hours,
-    objects or costs that cannot be.
+    data: also a folder of images alone, of which nothing or some is labelled. hours: also say what these buy. split:
+    None = "train"; of a folder of images alone, all of them. objects: how many the split has, annotated or not, or
+    objects_per_image: so many on average; one of them is needed where images are not annotated exhaustively, because
+    nobody knows then, and nothing is estimated. on_progress: called with images done and in all. Raises DataError when
+    the data cannot be used or has more objects than were said, ConfigError for hours, objects or costs that cannot be.
     """
     if hours is not None:
         seconds_of(hours)  # bad ones are refused before anything is read
-    files = _files(data, split)
-    # An image that nothing is said about may hold anything, as if nobody had looked.
-    census = AnnotationStore.open(files.annotations, files.images, unannotated="unlabelled").census()
-    total = _total(census, objects, f"split '{split}' of {data}")
+    if objects is not None and objects_per_image is not None:
+        raise ConfigError(f"{objects} objects and {objects_per_image:g} per image are both said; give one of them")
+    if objects_per_image is not None and not 0 <= objects_per_image < math.inf:
+        raise ConfigError(f"objects per image is {objects_per_image}; allowed: 0 or more")
+    notes = refresh_labels(data)
+    photos = photo_folder(data)
+    if photos is not None and split is None:
+        annotations, census, split = *_photo_labels(data, photos), ALL_IMAGES
+    else:
+        split = split or "train"
+        files = _files(data, split)
+        annotations = files.annotations
+        # An image that nothing is said about may hold anything, as if nobody had looked.
+        census = AnnotationStore.open(annotations, files.images, unannotated="unlabelled").census()
+    said = objects if objects_per_image is None else round(objects_per_image * census.images)
+    total = _total(census, said, f"split '{split}' of {data}" if split != ALL_IMAGES else str(data))
     prices: tuple[Price, ...] = ()
     purchases: tuple[Purchase, ...] = ()
     if total is not None:
         counts = Counts(total, census.images)
         prices = tuple(price(scheme, counts, costs) for scheme in SCHEMES)
         purchases = () if hours is None else _purchases(counts, costs, hours)
-    paid = _paid(files.annotations, costs, on_progress)
-    return Budget(str(data), split, census, costs, paid, total, prices, hours, purchases)
+    paid = _paid(annotations, costs, on_progress)
+    return Budget(str(data), split, census, costs, paid, total, prices, hours, purchases, tuple(notes))
+
+
+def _photo_labels(data: str | Path, photos: Path) -> tuple[Path | None, Census]:
+    """The file of all labels of a folder of images alone, None while there is none, and what is labelled."""
+    labels = labelling_folder(labelled_data(data)) / ALL_LABELS
+    if labels.is_file():
+        return labels, AnnotationStore.open(labels, photos, unannotated="unlabelled").census()
+    images = len(photo_files(photos))
+    return None, Census(images, 0, images, 0, {kind.name.lower(): 0 for kind in Supervision}, {}, 0)
 
 
 def _files(data: str | Path, split: str) -> SplitFiles:

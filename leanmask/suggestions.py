@@ -12,12 +12,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from leanmask.annotate.work import labelling_folder
+from leanmask.annotate.labels import labelling_folder, refresh_labels
 from leanmask.costs import LabelCosts
 from leanmask.data.appearance import looks
-from leanmask.data.coco import AnnotationStore, ImageRecord, ObjectRecord
+from leanmask.data.coco import AnnotationStore, ClassMap, ImageRecord, ObjectRecord
+from leanmask.data.dataset import ImageSource
 from leanmask.data.files import write_json
-from leanmask.data.layout import SplitFiles, locate
+from leanmask.data.layout import labelled_data, locate, photo_folder
+from leanmask.data.unlabelled import SPLIT as UNLABELLED
+from leanmask.data.unlabelled import ImagePool
 from leanmask.data.views.canvas import Exif
 from leanmask.errors import ConfigError, DataError
 from leanmask.errors import suggest as nearest
@@ -38,25 +41,26 @@ OnProgress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class SuggestOptions:
     """hours: of labelling. run: whose doubts count; None = rarity and diversity alone. points: per object, those it has
-    included. masks: whether masks are for sale; the annotation page has none, another tool draws them.
-    expected_objects: per image, for images without labels where no run tells or sees anything; None = the mean of the
-    labelled images. Raises ConfigError for values that cannot be.
+    included. split: None = "train"; of a folder of images alone, all but "val". masks: whether masks are for sale; the
+    annotation page has none, another tool draws them. expected_objects: per image, for images without labels where no
+    run tells or sees anything; None = the mean of the labelled images. exif: None = "apply" for a folder of images
+    alone, as they are labelled, else "error". Raises ConfigError for values that cannot be.
     """
 
     hours: float
     run: Path | None = None
-    split: str = "train"
+    split: str | None = None
     points: int = 10
     masks: bool = True
     costs: LabelCosts = field(default_factory=LabelCosts)
     expected_objects: float | None = None
-    exif: Exif = "error"
+    exif: Exif | None = None
 
     def __post_init__(self) -> None:
         self.shopping()
         if self.expected_objects is not None and not 0 < self.expected_objects < math.inf:
             raise ConfigError(f"{self.expected_objects} objects expected on an image; allowed: above 0")
-        if self.exif not in get_args(Exif):
+        if self.exif is not None and self.exif not in get_args(Exif):
             raise ConfigError(f"exif is '{self.exif}'; allowed: {', '.join(get_args(Exif))}")
 
     def shopping(self) -> Shopping:
@@ -66,7 +70,7 @@ class SuggestOptions:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One label to buy. why: a sentence."""
+    """One label to buy. points_before: how many the object has already. why: a sentence."""
 
     kind: str
     image_id: int | str
@@ -75,23 +79,25 @@ class Suggestion:
     seconds: float
     gain: float
     why: str
+    points_before: int = 0
 
     def to_json(self) -> dict[str, Any]:
         item: dict[str, Any] = {"kind": self.kind, "image_id": self.image_id}
         item |= {} if self.annotation_id is None else {"annotation_id": self.annotation_id}
-        item |= {"points": self.points} if self.kind == "points" else {}
+        item |= {"points": self.points, "points_before": self.points_before} if self.kind == "points" else {}
         return {**item, "seconds": round(self.seconds, 3), "gain": round(self.gain, 6), "why": self.why}
 
 
 @dataclass(frozen=True)
 class Suggested:
-    """The labels to buy, best first."""
+    """The labels to buy, best first. notes: what has changed in the data, and what was not looked at, as sentences."""
 
     data: str
     split: str
     run: str | None
     hours: float
     items: tuple[Suggestion, ...]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """What `leanmask annotate --queue` reads."""
@@ -103,6 +109,7 @@ class Suggested:
         spent = sum(item.seconds for item in self.items) / 3600
         told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) or "nothing"
         lines = [f"{told}: {spent:.2f} of {self.hours:g} hours"]
+        lines += self.notes
         return "\n".join([*lines, *(f"{place}. {item.why}" for place, item in enumerate(self.items[:SHOWN], start=1))])
 
     def table(self) -> Table:
@@ -125,23 +132,20 @@ def suggest(
     """
     if out is not None and Path(out).exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
-    files = _files(data, options.split)
-    # Images of another split than `train`, such as a folder of unlabelled ones, are of the training data's classes.
-    train = locate(data).get("train")
-    classes = None
-    if train is not None and options.split != "train":
-        classes = AnnotationStore.open(train.annotations, train.images, unannotated="unlabelled").classes
-    store = AnnotationStore.open(files.annotations, files.images, unannotated="unlabelled", classes=classes)
-    if not len(store.classes):
+    notes = refresh_labels(data)
+    store, classes, told = _images(data, options.split)
+    if not len(classes):
         raise ConfigError(f"{data} names no classes; label a few images first: leanmask annotate DATA --boxes")
-    doubts = _doubts(store, options, on_progress)
+    doubts = _doubts(store, classes, options, on_progress)
     records = [store[index] for index in range(len(store))]
-    candidates, shelf = _candidates(records, doubts, options, on_progress)
+    exif = options.exif or ("error" if photo_folder(data) is None else "apply")
+    candidates, shelf = _candidates(records, doubts, (options, exif), on_progress)
     chosen = choose([candidate for candidate, _ in candidates], options.shopping(), shelf)
     where = {candidate.target: record for candidate, record in candidates}
-    names = store.classes.names
+    names = classes.names
     items = tuple(_suggestion(choice, where[choice.candidate.target], names, options) for choice in chosen)
-    found = Suggested(str(data), options.split, str(options.run) if options.run else None, options.hours, items)
+    run = str(options.run) if options.run else None
+    found = Suggested(str(data), options.split or "train", run, options.hours, items, (*notes, *told))
     if out is not None:
         write_json(out, found.to_json())
     return found
@@ -149,33 +153,62 @@ def suggest(
 
 def free_queue(data: str | Path) -> Path:
     """Where the next queue of a data set goes: queue.json, queue-2.json, ... beside the labels that it leads to."""
-    folder = labelling_folder(Path(data).expanduser())
+    folder = labelling_folder(labelled_data(data))
     names = itertools.chain(["queue.json"], (f"queue-{number}.json" for number in itertools.count(2)))
     return next(folder / name for name in names if not (folder / name).exists())
 
 
-def _files(data: str | Path, split: str) -> SplitFiles:
+def _images(data: str | Path, split: str | None) -> tuple[ImageSource, ClassMap, list[str]]:
+    """The images to choose among, the classes, and what is not looked at, as sentences."""
+    photos = photo_folder(data)
+    if photos is not None and not (labelling_folder(labelled_data(data)) / "data.yaml").is_file():
+        first = f"leanmask annotate {data} --boxes --classes NAME,NAME"
+        raise DataError(f"{data} has no labels yet; label a few images first: {first}")
     splits = locate(data)
-    if split not in splits:
-        raise DataError(f"{data} has no split '{split}'{nearest(split, splits)}")
-    return splits[split]
+    if photos is not None and split == "val":
+        raise DataError(f"the images of split 'val' of {data} are for measuring; nothing is suggested there")
+    if photos is not None and split is None:
+        names = [name for name in ("train", UNLABELLED) if name in splits]
+    else:
+        names = [split or "train"]
+    if not names or names[0] not in splits:
+        raise DataError(f"{data} has no split '{split or 'train'}'{nearest(split or 'train', splits)}")
+    # Images of another split than `train`, such as a folder of unlabelled ones, are of the training data's classes.
+    classes: ClassMap | None = None
+    train = splits.get("train")
+    if train is not None and names != ["train"]:
+        classes = AnnotationStore.open(train.annotations, train.images, unannotated="unlabelled").classes
+    stores = tuple(
+        AnnotationStore.open(splits[name].annotations, splits[name].images, unannotated="unlabelled", classes=classes)
+        for name in names
+    )
+    told = []
+    if split is None and UNLABELLED in splits and UNLABELLED not in names:
+        told.append(f"the images of the split '{UNLABELLED}' were not looked at; --split {UNLABELLED} does that")
+    return (stores[0] if len(stores) == 1 else ImagePool(stores)), stores[0].classes, told
 
 
-def _doubts(store: AnnotationStore, options: SuggestOptions, on_progress: OnProgress | None) -> Doubts | None:
+def _doubts(
+    store: ImageSource, classes: ClassMap, options: SuggestOptions, on_progress: OnProgress | None
+) -> Doubts | None:
     if options.run is None:
         return None
     loaded = load(options.run)
-    loaded.classes.require(store.classes, str(options.run))
+    loaded.classes.require(classes, str(options.run))
     return measure_doubt(networks(loaded, options.run), store, on_progress)
 
 
 def _candidates(
-    records: Sequence[ImageRecord], doubts: Doubts | None, options: SuggestOptions, on_progress: OnProgress | None
+    records: Sequence[ImageRecord],
+    doubts: Doubts | None,
+    how: tuple[SuggestOptions, Exif],
+    on_progress: OnProgress | None,
 ) -> tuple[list[tuple[Candidate, ImageRecord]], Shelf]:
     """What could be labelled, with its image, and what is labelled already."""
+    options, exif = how
     bare = [is_bare(record) for record in records]
     boxes = [_boxes(record, empty) for record, empty in zip(records, bare, strict=True)]
-    groups = looks(records, boxes, options.exif, on_progress)
+    groups = looks(records, boxes, exif, on_progress)
     expected = options.expected_objects or _mean_objects(records)
     shelf, found = Shelf(), []
     for record, empty, own in zip(records, bare, groups, strict=True):
@@ -231,7 +264,8 @@ def _suggestion(choice: Choice, record: ImageRecord, names: Sequence[str], optio
     candidate = choice.candidate
     number = candidate.target[1] if candidate.kind == "object" else None  # type: ignore[index]
     why = _sentence(choice, record, names, options.run is not None)
-    return Suggestion(choice.kind, record.id, number, choice.points, choice.seconds, choice.gain, why)
+    before = candidate.points or 0 if choice.kind == "points" else 0
+    return Suggestion(choice.kind, record.id, number, choice.points, choice.seconds, choice.gain, why, before)
 
 
 def _sentence(choice: Choice, record: ImageRecord, names: Sequence[str], with_run: bool) -> str:

@@ -17,7 +17,7 @@ from annotate_helpers import write_boxes, write_photos
 from PIL import Image
 from run_helpers import TINY, Outcome, train
 
-from leanmask.annotate.export import by_use
+from leanmask.annotate.export import by_split
 from leanmask.annotate.pictures import Part, Pictures
 from leanmask.annotate.source import SourceOptions, open_source
 from leanmask.annotate.store import Answer
@@ -27,6 +27,7 @@ from leanmask.config import merge
 from leanmask.data.check import check
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.convert.shapes import segmentation_from
+from leanmask.data.hashed import in_share
 from leanmask.data.splits import split
 from leanmask.data.views.canvas import UnreadableImage, read_picture
 from leanmask.data.withholding.clicks import innermost_pixel
@@ -48,7 +49,7 @@ def export(work: Work, answers: list[Answer], out: Path | None = None) -> dict[s
     for item in answers:
         assert work.store.save(item) == "saved"
     summary = work.export(out)
-    work.store.close()
+    work.close()
     return json.loads(summary.labels.read_text())
 
 
@@ -83,8 +84,8 @@ def test_a_second_round_asks_for_later_points(tmp_path: Path) -> None:
     one, two = (work.desk()[0].claim(work.desk()[0].annotators[0], "tab-00000001", 1)[0] for work in (first, second))
     assert two["points"][:3] == one["points"]
     assert len(two["points"]) == 6
-    first.store.close()
-    second.store.close()
+    first.close()
+    second.close()
 
 
 def test_labels_train_and_check(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_unsure_and_disputed_points_are_no_labels_and_majorities_are(tmp_path: P
     for item in answers:
         work.store.save(item)
     summary = work.export()
-    work.store.close()
+    work.close()
     (row,) = json.loads(summary.labels.read_text())["annotations"]
     assert row["point_labels"] == [1, 0]
     assert len(row["point_coords"]) == len(row["point_provenance"]) == 2
@@ -146,8 +147,8 @@ def test_from_a_folder_of_photos_to_a_data_set(tmp_path: Path) -> None:
     content = export(work, answers)
     again = session(photos, classes=("cat", "dog"), points=2)
     units = again.desk()[0].dealer.units
-    again.store.close()
-    assert len(units) == 4  # the drawn boxes are asked about next, by ids that never change
+    again.close()
+    assert len(units) == 3  # the drawn boxes are asked about next, by ids that never change; not those of val
     found = {}
     for name in ("train", "val", "unlabelled"):
         part = json.loads((photos / "labelling" / f"instances_{name}.json").read_text())
@@ -155,16 +156,64 @@ def test_from_a_folder_of_photos_to_a_data_set(tmp_path: Path) -> None:
     assert found == {"train": (3, 3), "val": (1, 1), "unlabelled": (1, 0)}
     assert {row["id"] for row in content["annotations"]} <= {unit.target for unit in units}
     assert all(row["provenance"] == "human" for row in content["annotations"])
-    assert check(photos / "labelling").ok
-    # What was held out has no masks to measure by yet; training says so and goes on.
-    assert train(photos / "labelling", tmp_path / "run", settings=ONE_STEP).steps == 1
+    assert check(photos).ok
+    # What was held out has no masks to measure by yet; training says so and goes on, also without a photograph.
+    (photos / "photo0.jpg").unlink()
+    (photos / "photo1.jpg").rename(photos / "held.jpg")
+    told: list[str] = []
+    assert train(photos, tmp_path / "run", settings=ONE_STEP, tell=told.append).steps == 1
+    assert "1 photograph gone" in told[0]
+    assert "photo1.jpg is now held.jpg" in told[1]
 
 
-def test_splits_of_few_images() -> None:
-    content = {"images": [{"id": n, "exhaustive": n < 2} for n in range(3)], "annotations": [{"image_id": 2}]}
-    parts = by_use(content, 0.2, [2, 1, 0])
-    assert {name: len(part["images"]) for name, part in parts.items()} == {"train": 2, "val": 1}
-    assert by_use({"images": [], "annotations": []}, 0.2, []) == {}
+def labelled(classes_of: dict[str, set[int]], **exhaustive: bool) -> dict[str, Any]:
+    """A folder of images with one object of each of these classes."""
+    images = [
+        {"id": n, "file_name": name, "exhaustive": exhaustive.get(name, True)} for n, name in enumerate(classes_of, 1)
+    ]
+    rows = [
+        {"id": 10 * n + key, "image_id": n, "category_id": key}
+        for n, keys in enumerate(classes_of.values(), 1)
+        for key in keys
+    ]
+    return {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]}
+
+
+def test_a_fixed_share_of_names_is_held_out_for_ever() -> None:
+    content = labelled({f"{n}.jpg": {1} for n in range(200)})
+    _, splits, notes = by_split(content, {}, 0.2)
+    expected = {n + 1 for n in range(200) if in_share(f"{n}.jpg", 0.2)}
+    assert {key for key, split in splits.items() if split == "val"} == expected
+    assert 20 < len(expected) < 60
+    assert not notes
+    # Neither another share nor more or fewer labels move an image that has its place.
+    fewer = {**content, "annotations": content["annotations"][:50]}
+    for changed, share in ((content, 0.9), (content, 0.0), (fewer, 0.2)):
+        assert {key for key, split in by_split(changed, splits, share)[1].items() if split == "val"} == expected
+    assert by_split({"images": [], "annotations": [], "categories": []}, {}, 0.2)[0] == {}
+
+
+def test_images_with_parts_labelled_are_trained_on() -> None:
+    content = labelled({"a": {1}, "b": {1}, "c": set()}, b=False, c=False)
+    parts, splits, _ = by_split(content, {}, 1.0)
+    assert splits == {1: "val", 2: "train", 3: "unlabelled"}
+    assert {name: len(part["images"]) for name, part in parts.items()} == {"train": 1, "val": 1, "unlabelled": 1}
+    assert not parts["val"]["images"][0]["exhaustive"]  # a box without a mask measures nothing
+    assert by_split(content, {2: "train"}, 1.0)[1][2] == "train"
+    content["annotations"][1]["weight"] = 0.0  # a rejected pseudo-label
+    parts, splits, _ = by_split(content, {}, 1.0)
+    assert splits[2] == "unlabelled"
+    assert parts["unlabelled"]["annotations"] == []
+
+
+def test_no_class_is_held_out_as_a_whole() -> None:
+    _, splits, notes = by_split(labelled({"a": {1}, "b": {1}, "c": {2}, "d": {1, 2}}), {}, 1.0)
+    assert splits == {1: "train", 2: "val", 3: "train", 4: "val"}
+    assert [note.split(" would be")[0] for note in notes] == ["a", "c"]
+    assert "c would be for validation, but has the only objects of dog and is trained on" in notes
+    _, alone, notes = by_split(labelled({"a": set()}), {}, 1.0)
+    assert alone == {1: "train"}
+    assert "a would be for validation, but is the only one with labels and is trained on" in notes
 
 
 def pseudo_file(data: Path, tmp_path: Path) -> Path:
@@ -344,7 +393,7 @@ def test_masks_are_laid_over_exactly(tmp_path: Path) -> None:
     data = write_boxes(tmp_path / "d", images=2)
     work = session(data, review=pseudo_file(data, tmp_path))
     overlay = pixels_of(Pictures(work.source).mask(0, Part((10, 20, 60, 60), 600)).content)
-    work.store.close()
+    work.close()
     assert overlay.shape == (600, 600, 4)
     inside = overlay[..., 3] > 0
     assert inside[105:395, 105:395].all()
@@ -367,7 +416,7 @@ def test_missing_and_damaged_images(tmp_path: Path) -> None:
     desk.set_aside(1, "damaged")
     assert {unit["picture"] for unit in desk.claim(desk.annotators[0], "tab-00000001", 10)} == {2}
     assert desk.progress()["answers_left"] == 20
-    work.store.close()
+    work.close()
 
 
 # --- mistakes
@@ -385,7 +434,7 @@ def open_and_close(data: Path) -> None:
     try:
         work.desk()
     finally:
-        work.store.close()
+        work.close()
 
 
 @pytest.mark.parametrize(
@@ -433,7 +482,7 @@ def test_mistakes_of_the_verb(leanmask: Callable[..., Outcome], tmp_path: Path) 
 
 def test_another_seed_is_refused(tmp_path: Path) -> None:
     data = write_boxes(tmp_path / "d", images=1)
-    session(data, seed=1).store.close()
+    session(data, seed=1).close()
     with pytest.raises(ConfigError, match="give --seed 1"):
         session(data, seed=2)
 
@@ -463,7 +512,7 @@ def test_queues_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         work = session(data, queue=path)
         with pytest.raises(DataError, match=says):
             work.desk()
-        work.store.close()
+        work.close()
 
 
 def test_overlap_chooses_a_share_by_object(tmp_path: Path) -> None:

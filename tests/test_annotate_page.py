@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from annotate_helpers import Server, chromium, wait_until, write_boxes, write_photos
+from annotate_helpers import Person, Server, chromium, wait_until, write_boxes, write_photos
 from playwright.sync_api import Page, Route
 from test_annotate import pseudo_file
 
@@ -453,3 +453,20 @@ def test_pure_helpers(tmp_path: Path) -> None:
     (tmp_path / "test.js").write_text(NODE_TESTS.replace("STATIC", "./static"))
     done = subprocess.run(["node", "test.js"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("names", "head"), [("anna", "Nothing is left for you here"), ("anna,ben", "Others are working")]
+)
+def test_who_is_alone_is_not_told_of_others(
+    tmp_path: Path, open_page: Callable[..., Page], names: str, head: str
+) -> None:
+    with Server(write_boxes(tmp_path / "d", images=1, objects=1), "--points", 1, "--annotators", names) as server:
+        with server.client() as client:
+            assert Person(client, "anna", "tab-99999999").claim(1)  # in another tab
+        page = open_page(server.url)
+        if names != "anna":
+            page.get_by_role("button", name="anna").click()
+        shown(page, "nothing")
+        assert head in page.inner_text("#message")

@@ -81,7 +81,7 @@ def test_a_persons_masks_are_not_up_for_review(pointed: tuple[Path, Path]) -> No
     assert sorted(unit.target for unit in work.desk()[0].dealer.units) == sorted(
         row["id"] for row in content["annotations"] if row is not drawn
     )
-    work.store.close()
+    work.close()
     assert is_predicted({"score": 0.5})
     assert is_predicted({"provenance": "leanmask a"})
     assert not is_predicted({"provenance": "human"})

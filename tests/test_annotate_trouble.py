@@ -40,7 +40,7 @@ def opened() -> Iterator[Opened]:
 
     yield opening
     for work in works:
-        work.store.close()
+        work.close()
 
 
 # --- images and masks that cannot be shown

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from annotate_helpers import write_photos
 from coco_helpers import CATEGORIES, SQUARE, image, row
 from hypothesis import given
 from hypothesis import strategies as st
 from run_helpers import Outcome
 
 import leanmask as api
+from leanmask.annotate.store import Answer
+from leanmask.annotate.work import AnnotateOptions, Work
 from leanmask.costs import COCO_SPOTTING_SECONDS, LabelCosts
 from leanmask.data.splits import split
 from leanmask.data.withholding.chance import count_of
@@ -224,6 +227,55 @@ def test_images_alone(tmp_path: Path) -> None:
     (tmp_path / "data.yaml").write_text("splits: {train: {images: photos}}")
     told = api.budget(tmp_path / "data.yaml", objects=12)
     assert (told.paid_seconds, told.objects, told.prices[0].masks) == (0, 12, 12)
+
+
+def test_a_folder_of_photographs_before_and_after_anything_is_labelled(
+    leanmask: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    photos = write_photos(tmp_path / "photos", count=8)
+    told = api.budget(photos)
+    assert (told.split, told.census.images, told.objects, told.paid_seconds) == ("all images", 8, None, 0)
+    assert "objects by label: none" in told.to_text()
+    for option in ("--objects-per-image", "--objects", "objects_per_image="):
+        assert option in told.summary()
+    told = api.budget(photos, hours=1, objects_per_image=2.5)
+    assert told.objects == 20
+    assert {each.scheme: each.masks for each in told.prices}["full"] == 20
+    assert told == api.budget(photos, hours=1, objects=20)
+    shown = leanmask("budget", photos, "--objects-per-image", 2.5, "--hours", 1)
+    assert shown.code == 0
+    assert "What labelling all 20 objects of all images costs" in " ".join(shown.out.split())
+    assert not (photos / "labelling").exists()
+    work = Work.open(photos, AnnotateOptions(boxes=True, classes=("cat",)))
+    for position in range(3):
+        detail = {"box": [1.0, 2.0, 30.0, 40.0], "category_id": 1}
+        work.store.save(Answer(f"answer-{position}", "boxes", 0, position, "box", "anna", 1.0, detail=detail))
+    work.store.save(Answer("answer-9", "boxes", 0, -1, "done", "anna", 1.0, detail={"exhaustive": True}))
+    work.close()
+    for data in (photos, photos / "labelling"):
+        told = api.budget(data, objects_per_image=2)
+        assert (told.census.images, told.objects, told.paid_seconds) == (8, 16, 21)
+    (photos / "photo0.jpg").unlink()
+    told = api.budget(photos, objects_per_image=2)
+    assert (told.census.images, told.paid_seconds) == (7, 0)
+    assert "photo0.jpg" in told.summary()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--objects", 5, "--objects-per-image", 5], "5 objects and 5 per image are both said; give one of them"),
+        (["--objects-per-image", -1], "objects per image is -1.0; allowed: 0 or more"),
+        (["--objects-per-image", "nan"], "objects per image is nan"),
+        (["--split", "train"], "holds images only: label some"),
+    ],
+)
+def test_mistakes_about_a_folder_of_photographs(
+    leanmask: Callable[..., Outcome], tmp_path: Path, options: list[object], says: str
+) -> None:
+    failed = leanmask("budget", write_photos(tmp_path / "photos", count=1), *options)
+    assert failed.code == 2
+    assert says in " ".join(failed.err.split())
 
 
 def test_an_empty_data_set(tmp_path: Path) -> None:

@@ -283,11 +283,11 @@ def test_the_verb_and_annotate_follow_the_queue(leanmask: Callable[..., Outcome]
     ids = [item["annotation_id"] for item in json.loads(queue.read_text())["items"]]
     assert [unit.target for unit in desk.dealer.units] == ids
     assert masks == 0
-    work.store.close()
+    work.close()
     # Two people label what the overlap says, also from a queue.
     twice = Work.open(boxed, AnnotateOptions(queue=queue, store=tmp_path / "twice.sqlite", overlap=1.0))
     assert {unit.needed for unit in twice.desk()[0].dealer.units} == {2}
-    twice.store.close()
+    twice.close()
     assert leanmask("suggest", boxed, "--hours", -1).code == 2
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from leanmask.annotate.source import Source, Thing
 from leanmask.annotate.store import FINISHED, Answer
 from leanmask.annotate.tasks import drawn_things, pixels_of
 from leanmask.data.annotation import Row, segmentation_of
-from leanmask.data.withholding.chance import count_of
+from leanmask.data.hashed import in_share
 from leanmask.data.withholding.clicks import innermost_pixel, rle_of
 from leanmask.errors import DataError
 
@@ -58,7 +58,7 @@ def export_labels(source: Source, answers: Sequence[Answer], seed: int) -> tuple
     boxes become annotations with `box_provenance`. Where people disagree about a point the majority counts. seed: that
     the points were drawn with.
     """
-    drawn = drawn_things(source, answers)
+    drawn = [thing for thing in drawn_things(source, answers) if thing.picture not in source.gone]
     by_object = _by_object(answer for answer in answers if answer.kind == "points" and answer.position >= 0)
     counts: Counter[str] = Counter()
     rows = [_pointed(source, thing, thing.row, by_object.get(thing.id, ()), (seed, counts)) for thing in source.things]
@@ -135,11 +135,14 @@ def _images(source: Source, answers: Sequence[Answer]) -> list[Row]:
         return [{**row, "exhaustive": finished[n]} if n in finished else row for n, row in enumerate(rows)]
     rows = []
     for number, picture in enumerate(source.pictures):
+        if number in source.gone:
+            continue
         try:
             height, width = source.size_of(number)
         except DataError:
             continue  # a file that is no picture cannot have been labelled
-        row = {"id": picture.id, "file_name": picture.path.name, "width": width, "height": height}
+        name = picture.path.relative_to(source.images).as_posix()
+        row = {"id": picture.id, "file_name": name, "width": width, "height": height}
         rows.append({**row, "exhaustive": finished.get(number, False)})
     return rows
 
@@ -193,14 +196,18 @@ def _point_inside(source: Source, thing: Thing) -> list[float] | None:
 
 
 def join(
-    train: Mapping[str, Any], reviewed: Mapping[str, Any], before: Mapping[Any, Row], folders: tuple[Path, Path]
+    train: Mapping[str, Any],
+    reviewed: Mapping[str, Any],
+    before: Mapping[Any, Row],
+    folders: tuple[Path, Path],
+    first: tuple[int, int] = (1, 1),
 ) -> dict[str, Any]:
     """A training file with reviewed pseudo-labels: new objects are added, under new ids where images are new; an object
     that the training file has, with its id and all that a person said of it, gets its pseudo-mask there, or stays as it
     was where the mask was rejected or cuts off.
 
-    before: the pseudo-labels by id as they were reviewed. folders: of the images of the two files. Raises DataError
-    where they give a class different ids.
+    before: the pseudo-labels by id as they were reviewed. folders: of the images of the two files. first: the lowest
+    ids that new images and new objects may get. Raises DataError where the files give a class different ids.
     """
     own, other = ({row["name"]: row["id"] for row in content["categories"]} for content in (train, reviewed))
     wrong = [name for name, number in other.items() if own.get(name) != number]
@@ -210,6 +217,7 @@ def join(
     images, rows = list(train["images"]), list(train["annotations"])
     known = {os.path.realpath(place / row["file_name"]): row["id"] for row in images}
     free = max((row["id"] for row in images if isinstance(row["id"], int)), default=0)
+    free = max(free, first[0] - 1)
     image_ids: dict[Any, Any] = {}
     for image in reviewed["images"]:
         path = os.path.realpath(there / image["file_name"])
@@ -219,11 +227,11 @@ def join(
             images.append({**image, "id": free, "file_name": Path(os.path.relpath(path, place)).as_posix()})
         image_ids[image["id"]] = known[path]
     places = {row["id"]: position for position, row in enumerate(rows)}
-    number = max(places, default=0)
+    number = max(max(places, default=0), first[1] - 1)
     for row in reviewed["annotations"]:
         found = {**row, "image_id": image_ids[row["image_id"]]}
         position = places.get(row["id"])
-        if position is not None and _is_same(rows[position], before[row["id"]], found["image_id"]):
+        if position is not None and is_same(rows[position], before[row["id"]], found["image_id"]):
             rows[position] = _decided(rows[position], found)
             continue
         number += 1
@@ -231,7 +239,7 @@ def join(
     return {**train, "images": images, "annotations": rows}
 
 
-def _is_same(mine: Row, pseudo: Row, image_id: Any) -> bool:
+def is_same(mine: Row, pseudo: Row, image_id: Any) -> bool:
     """Whether a pseudo-label is of an object that the training file has."""
     said = [key for key in OF_PERSON if mine.get(key)]
     return mine["image_id"] == image_id and bool(said) and all(mine[key] == pseudo.get(key) for key in said)
@@ -242,30 +250,63 @@ def _decided(mine: Row, reviewed: Row) -> Row:
     return {**mine, "review": reviewed["review"]} if refused else reviewed
 
 
-def by_use(content: Mapping[str, Any], share: float, order: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """A labelled folder of images as splits: `share` of the finished images, the first in `order` (positions), are
-    "val", the others "train", and what nobody has finished is "unlabelled". A split without images is left out.
+def by_split(
+    content: Mapping[str, Any], known: Mapping[Any, str], share: float
+) -> tuple[dict[str, dict[str, Any]], dict[Any, str], list[str]]:
+    """A labelled folder of images as splits, the split of every image id, and sentences about what is not as usual.
+
+    known: the splits of images that have one; "train" and "val" are for ever. Of the others, those with labels come
+    into one: an image whose objects are all labelled into "val" when its name is in the fixed `share` (0-1) of names,
+    and into "train" else; an image where something may be missing into "train", because nothing can be measured on it.
+    What nobody has labelled is "unlabelled". An image stays in "train" when a class, or every image, would be missing
+    there without it. A split without images is left out.
 
     An image of "val" whose objects have no masks says `exhaustive: false`: nothing can be measured on it until somebody
     draws them.
     """
-    finished = [place for place in order if content["images"][place].get("exhaustive")]
-    held = min(count_of(share, len(finished)), max(len(finished) - 1, 0))
-    use = dict.fromkeys(range(len(content["images"])), "unlabelled")
-    use |= {place: "val" if rank < held else "train" for rank, place in enumerate(finished)}
-    drawn_on = {row["image_id"] for row in content["annotations"]}
-    for place, image in enumerate(content["images"]):
-        if use[place] == "unlabelled" and image["id"] in drawn_on:
-            use[place] = "train"
-    parts = {name: _part(content, {place for place in use if use[place] == name}) for name in sorted(set(use.values()))}
+    classes: defaultdict[Any, set[int]] = defaultdict(set)
+    for row in content["annotations"]:
+        if row.get("weight", 1.0) > 0:  # a rejected pseudo-label alone is no label
+            classes[row["image_id"]].add(row["category_id"])
+    splits: dict[Any, str] = {}
+    waiting = []
+    for image in content["images"]:
+        before = known.get(image["id"], "")
+        labelled = image["id"] in classes or bool(image.get("exhaustive"))
+        if before == "val" or (before == "train" and labelled):
+            splits[image["id"]] = before
+        elif not labelled:
+            splits[image["id"]] = "unlabelled"
+        elif image.get("exhaustive") and not before and in_share(image["file_name"], share):
+            waiting.append(image)
+        else:
+            splits[image["id"]] = "train"
+    trained = [number for number, split in splits.items() if split == "train"]
+    covered: set[int] = set().union(*(classes[number] for number in trained))
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    notes = []
+    for image in waiting:
+        missing = sorted(names[number] for number in classes[image["id"]] - covered)
+        if not missing and trained:
+            splits[image["id"]] = "val"
+            continue
+        splits[image["id"]] = "train"
+        trained.append(image["id"])
+        covered |= classes[image["id"]]
+        why = f"has the only objects of {', '.join(missing)}" if missing else "is the only one with labels"
+        notes.append(f"{image['file_name']} would be for validation, but {why} and is trained on")
+    parts = {name: _part(content, {n for n in splits if splits[n] == name}) for name in sorted(set(splits.values()))}
+    if "unlabelled" in parts:
+        parts["unlabelled"]["annotations"] = []
     if "val" in parts:
         lacking = {row["image_id"] for row in parts["val"]["annotations"] if not row.get("segmentation")}
         images = parts["val"]["images"]
-        parts["val"]["images"] = [{**row, "exhaustive": row["id"] not in lacking} for row in images]
-    return parts
+        parts["val"]["images"] = [
+            {**row, "exhaustive": row["exhaustive"] and row["id"] not in lacking} for row in images
+        ]
+    return parts, splits, notes
 
 
-def _part(content: Mapping[str, Any], places: set[int]) -> dict[str, Any]:
-    images = [row for place, row in enumerate(content["images"]) if place in places]
-    kept = {row["id"] for row in images}
+def _part(content: Mapping[str, Any], kept: Set[Any]) -> dict[str, Any]:
+    images = [dict(row) for row in content["images"] if row["id"] in kept]
     return {**content, "images": images, "annotations": [r for r in content["annotations"] if r["image_id"] in kept]}

@@ -21,9 +21,11 @@ from PIL import Image
 
 from leanmask.annotate.desk import Desk
 from leanmask.annotate.guard import Pass
+from leanmask.annotate.labels import labelling_folder
 from leanmask.annotate.server import create_app, guarded
 from leanmask.annotate.source import text_of
 from leanmask.annotate.work import AnnotateOptions, AnnotateSummary, Work
+from leanmask.data.layout import labelled_data, photo_folder
 from leanmask.errors import RunError
 
 PORT, PORTS_TRIED = 8765, 50
@@ -54,19 +56,29 @@ def annotate_data(
     say: called with each sentence for the user, the page's address among them. Raises DataError, ConfigError or
     RunError.
     """
+    photos = photo_folder(data)
+    if photos is not None and options.store is None and not labelling_folder(labelled_data(data)).exists():
+        say(f"reading the photographs in {photos} once, to know them again under other names")
     with _uncollected():
         work = Work.open(data, options)
     try:
         with _alone(work.store.path):
             with _uncollected():
                 desk, masks = work.desk()
+            for note in work.labels.notes:
+                say(note)
+            if work.review and work.review.left_out:
+                say(
+                    f"{work.review.left_out} pseudo-labels are not asked about: they are on images held out for "
+                    "validation, or of objects that have labels"
+                )
             if masks:
                 say(f"{masks} of the queue's items are masks, which this page does not draw: see `leanmask convert`")
             _serve(desk, serve, say)
             _say_problems(desk, say)
             return work.export()
     finally:
-        work.store.close()
+        work.close()
 
 
 def export_annotations(
@@ -77,7 +89,7 @@ def export_annotations(
     try:
         return work.export(out)
     finally:
-        work.store.close()
+        work.close()
 
 
 def _say_problems(desk: Desk, say: Say) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,9 @@ class Thing:
 @dataclass(frozen=True)
 class Source:
     """A split as a person labels it. origin: the annotation file, or the folder of images. content: the file's other
-    fields, kept for the export. exif: as `DataConfig.exif`. plain: a folder of images without annotations.
+    fields, kept for the export. exif: as `DataConfig.exif`. plain: a folder of images without annotations. gone:
+    positions of the pictures that are not there any more. left_out: for a kind of work, the positions of the pictures
+    that it is not about.
     """
 
     origin: Path
@@ -59,6 +61,8 @@ class Source:
     content: dict[str, Any]
     exif: Exif
     plain: bool = False
+    gone: frozenset[int] = frozenset()
+    left_out: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     @cached_property
     def thing_index(self) -> dict[int, int]:
@@ -88,15 +92,25 @@ class Source:
 
     def fingerprint(self) -> dict[str, str]:
         """Digests of images, objects and classes: two sources with the same ones have the same questions."""
-        images = [f"{picture.id!r} {picture.path.name} {picture.size}" for picture in self.pictures]
         whole = np.array([(thing.id, thing.picture, thing.category_id) for thing in self.things], dtype=np.int64)
         none = (math.nan,) * 4
         boxes = np.array([thing.box_xywh or none for thing in self.things], dtype=np.float64)
         return {
-            "images": _digest("\n".join(images).encode()),
+            "images": digest_of_pictures(self.pictures),
             "objects": _digest(whole.tobytes() + boxes.tobytes()),
-            "classes": _digest(repr(sorted(self.categories.items())).encode()),
+            "classes": digest_of_classes(self.categories),
         }
+
+
+def digest_of_pictures(pictures: Sequence[Picture]) -> str:
+    """Of their ids, names and sizes."""
+    told = [f"{picture.id!r} {picture.path.name} {picture.size}" for picture in pictures]
+    return _digest("\n".join(told).encode())
+
+
+def digest_of_classes(categories: Mapping[int, str]) -> str:
+    """Of ids and names."""
+    return _digest(repr(sorted(categories.items())).encode())
 
 
 def _digest(content: bytes) -> str:
@@ -127,11 +141,15 @@ def open_source(data: str | Path, options: SourceOptions = SourceOptions()) -> S
 def open_pseudo(path: Path, images: Path, exif: Exif | None) -> Source:
     """A file of pseudo-labels. images: the folder to use where the one that the file remembers is not there."""
     content = read_json(path)
+    # `leanmask pseudo` labels pictures as they are shown.
+    return _coco(path, folder_of_pseudo(content, images), exif or "apply", content)
+
+
+def folder_of_pseudo(content: Mapping[str, Any], images: Path) -> Path:
+    """The folder of images that a file of pseudo-labels remembers, or `images` where that is not there."""
     info = content.get("info")
     remembered = Path(str(info.get("image_folder", ""))) if isinstance(info, dict) else Path()
-    folder = remembered if remembered.name and remembered.is_dir() else images
-    # `leanmask pseudo` labels pictures as they are shown.
-    return _coco(path, folder, exif or "apply", content)
+    return remembered if remembered.name and remembered.is_dir() else images
 
 
 def _files(data: Path, split: str) -> SplitFiles:

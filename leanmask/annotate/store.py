@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from leanmask.errors import DataError, RunError
 
-VERSION = 2  # of the tables; raise it with an entry in _MIGRATIONS
+VERSION = 3  # of the tables; raise it with an entry in _MIGRATIONS
 SKIPPED, FINISHED = "skip", "done"
 # The log is forced onto the disk after so many pages, a few dozen answers. Forcing every answer would make a busy disk
 # the measure of how fast twenty people can work.
@@ -59,8 +59,21 @@ _leases = sa.Table(
     sa.Column("expires_at", sa.Float, nullable=False),
 )
 
-# From a version to the next one. Version 1 collected points alone, so an answer had no detail.
-_MIGRATIONS: dict[int, tuple[str, ...]] = {1: ("ALTER TABLE answers ADD COLUMN detail VARCHAR",)}
+_photos = sa.Table(
+    "photos",
+    _metadata,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("modified_ns", sa.BigInteger, nullable=False),
+    sa.Column("split", sa.String, nullable=False),
+    sa.Column("gone", sa.Boolean, nullable=False),
+)
+
+# From a version to the next one. Version 1 collected points alone, so an answer had no detail; version 2 knew the
+# images of a folder by their place in it alone, see photos.py.
+_MIGRATIONS: dict[int, tuple[str, ...]] = {1: ("ALTER TABLE answers ADD COLUMN detail VARCHAR",), 2: ()}
 
 
 # What every answer takes, built once: building a statement costs as much as running it.
@@ -88,6 +101,22 @@ class Answer:
         """Who gave the answer, when (UTC), and how many seconds it took."""
         when = datetime.fromtimestamp(self.answered_at, UTC).isoformat(timespec="milliseconds")
         return {"annotator": self.annotator, "time": when, "seconds": round(self.seconds, 3)}
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """An image of a folder of images alone. number: from 1, never given to another one. name: its path in the folder.
+    digest: of its content. modified_ns: when it was read. split: "train" or "val" for ever, "" while it has no labels.
+    gone: it was not there when the folder was looked at last.
+    """
+
+    number: int
+    name: str
+    digest: str
+    size_bytes: int
+    modified_ns: int
+    split: str = ""
+    gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +148,9 @@ class Store:
         self._connection = connection
 
     @classmethod
-    def open(cls, path: Path, fingerprint: dict[str, str]) -> Store:
-        """Open or create a store for the source of this fingerprint; an older version is migrated.
+    def open(cls, path: Path, fingerprint: dict[str, str] | None) -> Store:
+        """Open or create a store for the source of this fingerprint; an older version is migrated. None: the caller
+        looks at whose store it is.
 
         Raises DataError for a store of another source, of a newer version, or for a file that is no store; RunError
         where it cannot be written or another server has it open.
@@ -146,18 +176,20 @@ class Store:
         self._connection.close()
         self._connection.engine.dispose()
 
-    def _prepare(self, fingerprint: dict[str, str]) -> None:
+    def _prepare(self, fingerprint: dict[str, str] | None) -> None:
         try:
             with self._connection.begin():
                 version = int(self._connection.exec_driver_sql("PRAGMA user_version").scalar_one())
                 self._bring_up_to_date(version)
             known = self.about()
-            if not known.get("fingerprint"):
+            if fingerprint is not None and not known.get("fingerprint"):
                 self.tell("fingerprint", fingerprint)
         except DBAPIError as error:
             raise DataError(f"{self.path} holds no answers of leanmask: {_reason(error)}") from None
+        if fingerprint is None:
+            return
         before = known.get("fingerprint", fingerprint)
-        differs = [name for name, digest in before.items() if fingerprint[name] != digest]
+        differs = [name for name, digest in before.items() if fingerprint.get(name) != digest]
         if differs:
             raise DataError(
                 f"{self.path} has answers about another data set: the {' and the '.join(differs)} differ. Nothing was "
@@ -185,6 +217,19 @@ class Store:
         with self._connection.begin():
             row = {"key": key, "value": json.dumps(value)}
             self._connection.execute(sa.insert(_about).prefix_with("OR REPLACE").values(row))
+
+    def photos(self) -> list[Photo]:
+        """The images of a folder of images alone, by number."""
+        with self._connection.begin():
+            rows = self._connection.execute(sa.select(_photos).order_by(_photos.c.number)).all()
+        return [Photo(*row) for row in rows]
+
+    def keep_photos(self, photos: Sequence[Photo]) -> None:
+        """Write images down, new ones and changed ones."""
+        rows = [{name: getattr(photo, name) for name in Photo.__slots__} for photo in photos]
+        if rows:
+            with self._connection.begin():
+                self._connection.execute(sa.insert(_photos).prefix_with("OR REPLACE"), rows)
 
     def save(self, answer: Answer) -> str:
         """Save one answer: "saved"; "known" when this very answer is there already, also if it was taken back since;

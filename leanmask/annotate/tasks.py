@@ -99,6 +99,7 @@ def _drawn(start: int, answer: Answer) -> Thing:
 
 def units_of(source: Source, job: Job, drawn: Sequence[Thing] = ()) -> list[Unit]:
     """What there is to do, in order: images at random, with their objects together; pseudo-labels by their doubt."""
+    left_out = source.left_out.get(job.kind, frozenset())
     if job.kind == "review":
         things = [thing for thing in source.things if not thing.row.get("iscrowd")]
         # A training file with pseudo-masks has people's masks too, which are not to be judged. In a file that tells
@@ -109,9 +110,11 @@ def units_of(source: Source, job: Job, drawn: Sequence[Thing] = ()) -> list[Unit
         # What somebody has looked at, and found nothing on, needs no boxes.
         declared = [row.get("exhaustive") for row in source.content.get("images", ())] or [None] * len(source.pictures)
         bare = [n for n in range(len(source.pictures)) if n not in source.annotated and declared[n] is not True]
+        bare = [n for n in bare if n not in left_out]
         return [Unit("boxes", picture) for picture in shuffled(bare, job.seed, "images")]
     rank = {picture: place for place, picture in enumerate(shuffled(range(len(source.pictures)), job.seed, "images"))}
-    found = sorted((thing for thing in (*source.things, *drawn) if wants_points(thing)), key=lambda t: rank[t.picture])
+    wanted = [thing for thing in (*source.things, *drawn) if wants_points(thing) and thing.picture not in left_out]
+    found = sorted(wanted, key=lambda thing: rank[thing.picture])
     return [point_unit(thing.id, job) for thing in found]
 
 

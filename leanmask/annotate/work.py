@@ -1,26 +1,23 @@
-"""A labelling session on disk: what is labelled, the answers about it, and the labels that are written from them."""
+"""A labelling session: what is labelled, the answers about it, and the labels that are written from them."""
 
 from __future__ import annotations
 
 import getpass
-import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from leanmask.annotate.desk import Desk
-from leanmask.annotate.export import Exported, by_use, export_labels, export_review, join
+from leanmask.annotate.export import Exported, export_review
+from leanmask.annotate.labels import LabelOptions, Labels, Review
 from leanmask.annotate.queue import read_queue
-from leanmask.annotate.source import Source, SourceOptions, open_pseudo, open_source
+from leanmask.annotate.source import Source
 from leanmask.annotate.statistics import Measured, measure
 from leanmask.annotate.store import Store
-from leanmask.annotate.tasks import Job, Kind, Unit
-from leanmask.data.files import write_atomically, write_json
-from leanmask.data.layout import locate
+from leanmask.annotate.tasks import Job, Kind, Unit, drawn_things, units_of
+from leanmask.data.files import write_json
 from leanmask.data.views.canvas import Exif
-from leanmask.data.withholding.chance import shuffled
 from leanmask.errors import ConfigError, DataError
 
 
@@ -30,8 +27,9 @@ class AnnotateOptions:
 
     boxes: draw boxes on images that have none, instead of classifying points. review: a file of pseudo-labels to accept
     or reject. queue: what `leanmask suggest` chose. annotators: None = the user's own name. overlap: share (0-1) of the
-    objects that two people label. store: None = `labelling/` beside the data. hold_out: share of a plain folder's
-    images that become the validation split. seed, points, round: see `Job`.
+    objects that two people label. store: None = `labelling/` in the data. val_share: share (0-1) of names of images; of
+    a folder of images alone, those whose objects are all labelled are for validation. None = as before, at first a
+    fifth. seed: None = as before, at first 0. points, round: see `Job`.
     """
 
     split: str = "train"
@@ -43,76 +41,111 @@ class AnnotateOptions:
     classes: tuple[str, ...] = ()
     annotators: tuple[str, ...] | None = None
     overlap: float = 0.0
-    seed: int = 0
+    seed: int | None = None
     store: Path | None = None
     exif: Exif | None = None
-    hold_out: float = 0.2
+    val_share: float | None = None
 
 
 @dataclass(frozen=True)
 class AnnotateSummary:
-    """What a session left: the labels, and a data set to train on that names them."""
+    """What a session left: the labels, and a data set to train on. images: of every split, where they were written.
+    review: of a review, its own data set, which also has the pseudo-labels that nobody has looked at. notes: sentences.
+    """
 
     labels: Path
     data: Path | None
     exported: Exported
     measured: Measured
+    images: Mapping[str, int] = field(default_factory=dict)
+    review: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         exported = {**vars(self.exported), "decisions": dict(self.exported.decisions)}
-        data = str(self.data) if self.data else None
-        return {"labels": str(self.labels), "data": data, "exported": exported, **self.measured.to_json()}
+        data, review = (str(path) if path else None for path in (self.data, self.review))
+        about = {"labels": str(self.labels), "data": data, "review": review, "images": dict(self.images)}
+        return {**about, "notes": list(self.notes), "exported": exported, **self.measured.to_json()}
 
     def to_text(self) -> str:
-        lines = [self.measured.to_text(), f"{self.exported.to_text()}: {self.labels}"]
-        if self.data:
+        lines = [self.measured.to_text(), f"{self.exported.to_text()}: {self.labels}", *self.notes]
+        if self.images:
+            lines.append(f"images: {', '.join(f'{number} {name}' for name, number in sorted(self.images.items()))}")
+        if self.data and "train" in (self.images or ("train",)):
             lines.append(f"train on it: leanmask train {self.data} --out runs/NAME")
+        if self.review:
+            lines.append(f"with the pseudo-labels that nobody looked at: leanmask train {self.review} --out runs/NAME")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A source with its answers, opened. folder: where the labels are written."""
+    """A session, opened. labels: of the whole data set. review: where the session is one."""
 
-    data: Path
     options: AnnotateOptions
-    source: Source
-    store: Store
-    folder: Path
+    labels: Labels
+    review: Review | None
 
     @classmethod
     def open(cls, data: str | Path, options: AnnotateOptions) -> Work:
-        """Raises DataError, ConfigError or RunError with what the user can do."""
-        data = Path(data).expanduser()
+        """To be closed. Raises DataError, ConfigError or RunError with what the user can do."""
         if options.review and (options.boxes or options.queue):
             raise ConfigError("--review looks at pseudo-labels; give --boxes or --queue in a session of their own")
-        source = open_source(data, SourceOptions(options.split, options.classes, options.exif))
-        folder = labelling_folder(data) if options.store is None else options.store.parent
-        name = options.split
-        if options.review:
-            source, name = open_pseudo(options.review, source.images, options.exif), f"review-{options.review.stem}"
-            folder = folder / name if options.store is None else folder
-        if not source.pictures:
-            raise DataError(f"{source.origin} has no images")
-        store = Store.open(options.store or folder / f"{name}.sqlite", source.fingerprint())
+        own = options.store
+        if own is not None and options.review:  # of the decisions alone; the labels are where they are
+            own = own.with_name(f"{options.split}.sqlite")
+            own = own if own.is_file() else None
+        wanted = LabelOptions(options.split, options.classes, options.exif, options.seed, options.val_share, own)
+        labels = Labels.open(data, wanted)
+        if options.review is None:
+            return cls(options, labels, None)
         try:
-            _require_seed(store, options.seed)
-        except ConfigError:
-            store.close()
+            review = Review.open(labels, options.review, cls._job("review", options, labels), options.store)
+        except BaseException:
+            labels.store.close()
             raise
-        return cls(data, options, source, store, folder)
+        return cls(options, labels, review)
+
+    @property
+    def source(self) -> Source:
+        return self.review.source if self.review else self.labels.source
+
+    @property
+    def store(self) -> Store:
+        return self.review.store if self.review else self.labels.store
+
+    def close(self) -> None:
+        """Close the files of answers."""
+        if self.review:
+            self.review.store.close()
+        self.labels.store.close()
+
+    @staticmethod
+    def _job(kind: Kind, options: AnnotateOptions, labels: Labels) -> Job:
+        return Job(kind, options.points, options.round, labels.seed, options.overlap)
 
     def desk(self) -> tuple[Desk, int]:
         """The session's desk, and how many masks a queue asks for that are to be drawn elsewhere. Raises DataError when
         there is nothing to do.
         """
         options = self.options
-        kind: Kind = "review" if options.review else "boxes" if options.boxes else "points"
-        job = Job(kind, options.points, options.round, options.seed, options.overlap)
+        kind: Kind = "review" if self.review else "boxes" if options.boxes else "points"
+        job = self._job(kind, options, self.labels)
         units: list[Unit] | None = None
         masks = 0
         if options.queue:
-            units, masks = read_queue(options.queue, self.source, job)
+            answers = list(self.store.answers())
+            answered: dict[int, int] = {}
+            for answer in answers:
+                if answer.kind == "points":
+                    answered[answer.target] = max(answered.get(answer.target, 0), answer.position + 1)
+            units, masks = read_queue(options.queue, self.source, job, drawn_things(self.source, answers), answered)
+        elif self.review:
+            units = list(self.review.units)
+        elif kind == "boxes" and self.labels.photos is not None:
+            # Who draws boxes on an image draws all of its objects, also those that a review has brought in.
+            some = self.labels.accepted()
+            units = [unit for unit in units_of(self.source, job) if self.source.pictures[unit.target].id not in some]
         desk = Desk(self.source, self.store, job, options.annotators or (_user(),), units)
         if not desk.dealer.units:
             raise DataError(self._nothing(kind, masks))
@@ -121,7 +154,12 @@ class Work:
     def _nothing(self, kind: str, masks: int) -> str:
         if masks:
             return f"{self.options.queue} asks for {masks} masks alone; `leanmask convert` takes them to a drawing tool"
-        if kind == "review":
+        if self.review:
+            if self.review.left_out:
+                return (
+                    f"{self.source.origin} has no objects to review: all {self.review.left_out} are on images that are "
+                    "held out for validation, or of objects that have labels"
+                )
             return f"{self.source.origin} has no objects to review"
         if kind == "boxes":
             return f"every image of {self.source.origin} has annotations, or is said to be empty; no boxes to draw"
@@ -131,70 +169,29 @@ class Work:
         )
 
     def export(self, out: Path | None = None) -> AnnotateSummary:
-        """Write the labels: to the new file `out`, or, as at every stop, into the session's own folder together with a
+        """Write the labels: to the new file `out`, or, as at every stop, into the labelling folder, where they are the
         data set to train on.
         """
-        answers = list(self.store.answers())
-        if self.options.review:
+        measured = measure(answers := list(self.store.answers()))
+        if self.review:
             content, exported = export_review(self.source, answers)
+            if out is None:
+                reviewed, written = self.review.write(self.labels, content)
+                data = written.data if self.labels.photos is not None else self.review.folder
+                own = self.review.folder if self.labels.photos is not None else None
+                notes = self._new(written.notes)
+                return AnnotateSummary(reviewed, data, exported, measured, written.images, own, notes)
+        elif out is None:
+            done = self.labels.write()
+            notes = self._new(done.notes)
+            return AnnotateSummary(done.labels, done.data, done.exported, measured, done.images, notes=notes)
         else:
-            content, exported = export_labels(self.source, answers, self.options.seed)
-        measured = measure(answers)
-        if out is not None:
-            write_json(out, content)
-            return AnnotateSummary(out, None, exported, measured)
-        return AnnotateSummary(*self._write(content), exported, measured)
+            content, exported = self.labels.content()
+        write_json(out, content)
+        return AnnotateSummary(out, None, exported, measured, notes=self.labels.notes)
 
-    def _write(self, content: dict[str, Any]) -> tuple[Path, Path]:
-        """The labels, and the folder with the data.yaml that names them. They are ours and written again each time."""
-        split, images = self.options.split, self.source.images
-        labels = self.folder / f"instances_{split}.json"
-        files = {split: (labels, content, images)}
-        if self.options.review:
-            labels = self.folder / "reviewed.json"
-            write_json(labels, content, overwrite=True)
-            train = open_source(self.data, SourceOptions(split, self.options.classes, self.options.exif))
-            known = {row["id"]: row["name"] for row in content["categories"]}
-            if not train.plain and known.items() <= train.categories.items():
-                whole, _ = export_labels(train, [], self.options.seed)
-                before = {thing.id: thing.row for thing in self.source.things}
-                merged = join(whole, content, before, (train.images, images))
-                files = {split: (self.folder / f"instances_{split}.json", merged, train.images)}
-            else:
-                files = {split: (labels, content, images)}
-        elif self.source.plain:
-            order = shuffled(range(len(content["images"])), self.options.seed, "validation")
-            parts = by_use(content, self.options.hold_out, order)
-            files = {name: (self.folder / f"instances_{name}.json", part, images) for name, part in parts.items()}
-        for path, part, _ in files.values():
-            write_json(path, part, overwrite=True)
-        self._write_yaml({name: (path, folder) for name, (path, _, folder) in files.items()})
-        return labels if labels.is_file() else next(iter(files.values()))[0], self.folder
-
-    def _write_yaml(self, written: dict[str, tuple[Path | None, Path]]) -> None:
-        others = {} if self.source.plain else locate(self.data)
-        named = {name: (found.annotations, found.images) for name, found in others.items()} | written
-        place = self.folder.resolve()
-        splits: dict[str, dict[str, str]] = {}
-        for name, (labels, images) in named.items():
-            splits[name] = {"images": os.path.relpath(Path(images).resolve(), place)}
-            if labels is not None:
-                splits[name]["annotations"] = os.path.relpath(Path(labels).resolve(), place)
-        text = yaml.safe_dump({"splits": splits}, sort_keys=True)
-        write_atomically(self.folder / "data.yaml", text.encode(), overwrite=True)
-
-
-def labelling_folder(data: Path) -> Path:
-    """Where answers and labels of a data set are kept: a folder of its own inside, or beside the YAML file."""
-    return data / "labelling" if data.is_dir() else data.with_name(f"{data.stem}-labelling")
-
-
-def _require_seed(store: Store, seed: int) -> None:
-    known = store.about().get("seed")
-    if known is None:
-        store.tell("seed", seed)
-    elif known != seed:
-        raise ConfigError(f"{store.path} has answers about the points of seed {known}, not {seed}; give --seed {known}")
+    def _new(self, notes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(note for note in notes if note not in self.labels.notes)
 
 
 def _user() -> str:

@@ -45,8 +45,17 @@ def annotate(
     annotators: Annotated[str | None, typer.Option(help="Who labels: anna,ben. [default: your user name]")] = None,
     overlap: Annotated[float, typer.Option(min=0, max=1, help="Share of objects that two people label.")] = 0.0,
     split: Annotated[str, typer.Option(help="Which split of the data set.")] = "train",
-    seed: Annotated[int, typer.Option(min=0, help="Of the points and the order of images.")] = 0,
-    store: Annotated[Path | None, typer.Option(help="File of the answers. [default: labelling/ in the data]")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the points and the order of images. [default: as before, at first 0]")
+    ] = None,
+    val_share: Annotated[
+        float | None,
+        typer.Option(help="Of a folder of images: share of names for validation. [default: as before, at first 0.2]"),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="File of the answers; of a review, of its decisions. [default: labelling/ in the data]"),
+    ] = None,
     exif: Annotated[str | None, typer.Option(help="EXIF rotations: error, apply or ignore, as data.exif.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The next free port from here.")] = PORT,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -69,6 +78,7 @@ def annotate(
         seed=seed,
         store=store,
         exif=exif,  # type: ignore[arg-type]
+        val_share=val_share,
     )
     if export is not None:
         summary = export_annotations(data, export, options)

@@ -146,7 +146,10 @@ def split(
     say(as_json, summary.to_json(), summary.to_text())
 
 
-@app.command(epilog="Examples: leanmask budget mydata --hours 40   |   leanmask budget coco --spotting 43.2 --json")
+@app.command(
+    epilog="Examples: leanmask budget mydata --hours 40   |   leanmask budget coco --spotting 43.2 --json   |   "
+    "leanmask budget photos --objects-per-image 5 --hours 40"
+)
 def budget(
     data: Data,
     hours: Annotated[float | None, typer.Option(help="Hours of labelling: also say what these buy.")] = None,
@@ -156,13 +159,26 @@ def budget(
     objects: Annotated[
         int | None, typer.Option(help="Objects in all; needed where images are not annotated exhaustively.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split of the data set.")] = "train",
+    per_image: Annotated[
+        float | None, typer.Option("--objects-per-image", help="Instead of --objects: so many on average.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Which split. [default: train; of a folder of images alone, all of them]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What labels cost: those that are there, those of every object under each scheme, and what hours of work buy."""
     costs = LabelCosts(spotting_seconds=spotting)
     with progress("pricing labels", as_json) as on_progress:
-        found = tell_budget(data, hours=hours, costs=costs, split=split, objects=objects, on_progress=on_progress)
+        found = tell_budget(
+            data,
+            hours=hours,
+            costs=costs,
+            split=split,
+            objects=objects,
+            objects_per_image=per_image,
+            on_progress=on_progress,
+        )
     if as_json:
         print_json(found.to_json())
         return

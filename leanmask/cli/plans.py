@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from leanmask.cli.shared import Data, Json, Overrides, Unlabelled, app, named_settings, of_unlabelled
+from leanmask.cli.shared import Data, Json, Overrides, Unlabelled, app, named_settings, of_unlabelled, tell_changes
 from leanmask.config import load_yaml, merge
 from leanmask.console import output, print_json, progress
 from leanmask.costs import LabelCosts
+from leanmask.data.layout import photo_folder
 from leanmask.errors import RunError
 from leanmask.planning.plan import plan as make_plan
 from leanmask.suggestions import SuggestOptions, free_queue
@@ -39,6 +40,7 @@ def plan(
     """The settings that `train` would choose for these data on this machine, each with its reason."""
     if out is not None and out.exists():
         raise RunError(f"{out} exists already and is never overwritten; give another name")
+    tell_changes(data)
     made = make_plan(
         data,
         settings=merge(load_yaml(config) if config else {}, of_unlabelled(unlabelled)),
@@ -66,14 +68,19 @@ def suggest(
     out: Annotated[
         Path | None, typer.Option(help="Queue file to write; must not exist yet. [default: in DATA's labelling folder]")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split of the data set.")] = "train",
+    split: Annotated[
+        str | None, typer.Option(help="Which split. [default: train; of a folder of images all but val]")
+    ] = None,
     points: Annotated[int, typer.Option(min=1, help="Classified points per object.")] = 10,
     no_masks: Annotated[bool, typer.Option("--no-masks", help="Only what the annotation page collects.")] = False,
     spotting: Annotated[float, typer.Option(help="Seconds to find an object and name its class, for boxes.")] = 0.0,
     expected: Annotated[
         float | None, typer.Option(help="Objects on an image without labels. [default: as on the others]")
     ] = None,
-    exif: Annotated[str, typer.Option(help="EXIF rotations: error, apply or ignore, as data.exif.")] = "error",
+    exif: Annotated[
+        str | None,
+        typer.Option(help="EXIF rotations: error, apply or ignore. [default: error; of a folder of images apply]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What to label next: objects and images by expected gain per second, each with its reason in a sentence."""
@@ -94,6 +101,8 @@ def suggest(
         print_json({**found.to_json(), "queue": str(queue)})
         return
     output.print(found.to_text(), markup=False)
-    where = "" if split == "train" else f" --split {split}"
+    where = "" if split in (None, "train") or photo_folder(data) is not None else f" --split {split}"
+    if not found.items:
+        return
     # A command that is copied must not be broken into lines.
     output.print(f"label it: leanmask annotate {data}{where} --queue {queue}", markup=False, soft_wrap=True)

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from leanmask.cli.shared import Data, Json, Out, Overrides, Unlabelled, app, named_settings, of_unlabelled, say
+from leanmask.cli.shared import (
+    Data,
+    Json,
+    Out,
+    Overrides,
+    Unlabelled,
+    app,
+    named_settings,
+    of_unlabelled,
+    say,
+    tell_changes,
+)
 from leanmask.config import load_yaml, merge
 from leanmask.console import messages, output, print_json, progress
 from leanmask.engine.distributed import start_processes
@@ -120,6 +131,7 @@ def evaluate(
     """Average precision, with a table per class."""
     if figure is not None and not calibration:
         raise ConfigError("--figure draws the reliability diagram of --calibration; give both")
+    tell_changes(data)
     with progress("evaluating", as_json) as on_progress:
         options = EvaluateOptions(protocol, calibration, iou)
         evaluation = run_evaluate(run, data, split=split, options=options, on_progress=on_progress)

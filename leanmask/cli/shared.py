@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from leanmask.annotate.labels import refresh_labels
 from leanmask.cli.verbs import Verbs
-from leanmask.console import output, print_json
+from leanmask.console import messages, output, print_json
 from leanmask.version import __version__
 
 app = typer.Typer(
@@ -22,7 +23,12 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
-Data = Annotated[Path, typer.Argument(help="Data set: a folder in COCO's or Roboflow's layout, or a data YAML.")]
+Data = Annotated[
+    Path,
+    typer.Argument(
+        help="Data set: a folder in COCO's or Roboflow's layout, a folder of labelled photographs, or a data YAML."
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", help="Where to write; must not exist yet.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as dotted.key=value, e.g. train.seed=1 augment.strong=false.")
@@ -42,6 +48,12 @@ def named_settings(method: str | None, model: str | None, steps: int | None, epo
 def of_unlabelled(paths: list[Path] | None) -> dict[str, Any]:
     """The settings of `--unlabelled`."""
     return {"data": {"unlabelled": [str(path.absolute()) for path in paths]}} if paths else {}
+
+
+def tell_changes(data: Path) -> None:
+    """Bring the labels of a folder of photographs up to date, and say what has changed there."""
+    for sentence in refresh_labels(data):
+        messages.print(sentence, markup=False, soft_wrap=True)
 
 
 def _version(value: bool) -> None:

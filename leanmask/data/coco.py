@@ -148,7 +148,7 @@ class Census:
         unlabelled = f" ({self.unlabelled_images} unlabelled)" if self.unlabelled_images else ""
         one_label = f" ({self.one_label_points} with points of one label only)" if self.one_label_points else ""
         crowds = f"; {self.crowds} crowds" if self.crowds else ""
-        return f"{self.images} images{unlabelled}; objects by label: {kinds}{one_label}{crowds}"
+        return f"{self.images} images{unlabelled}; objects by label: {kinds or 'none'}{one_label}{crowds}"
 
     def empty_classes(self) -> str | None:
         """A sentence that names the classes without an object; None where each has one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -86,6 +87,15 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = False) -> 
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def content_digest(path: Path) -> str:
+    """Hash of a file's bytes; empty when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""
 
 
 def _umask() -> int:

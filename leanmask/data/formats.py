@@ -193,9 +193,8 @@ def describe_folder(root: Path) -> str:
         sentences.append(f"{shown}: {_reader(kind, str(paths[0]))}")
     pictures = len(images) - len(masks)
     if not sentences:
-        return (
-            "It holds images only: name it in data.unlabelled, or label it with `leanmask annotate`" if pictures else ""
-        )
+        hint = f"label some (leanmask annotate {root} --boxes --classes NAME,NAME), or name it in data.unlabelled"
+        return f"It holds images only: {hint}" if pictures else ""
     seen = [f"{len(paths)} {kind.name} file{'s' * (len(paths) > 1)}" for kind, paths in found.items()]
     return f"It holds {' and '.join([f'{pictures} images', *seen])}. {'. '.join(sentences)}"
 

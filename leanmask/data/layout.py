@@ -17,6 +17,8 @@ from leanmask.errors import DataError, suggest
 
 YAML_SUFFIXES = (".yaml", ".yml")
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled2017", "unlabeled2017")
+ALL_LABELS = "labels.json"  # in `LABELLING` of a folder of photographs that are labelled here, and there alone
+LABELLING = "labelling"  # the folder in a data set where its answers and the labels made of them are kept
 ROBOFLOW = {"train": "train", "valid": "val", "val": "val", "test": "test"}
 LOOKED_FOR = (
     "data.yaml with `splits`, annotations/instances_*.json beside images/ (or train2017/ as COCO has it), "
@@ -52,17 +54,56 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
                 raise DataError(sentence)
             raise DataError(f"{path} is a single file; give the data set's folder, or a YAML file naming its splits")
         return _from_yaml(path, _read_yaml(path))
-    described = path / "data.yaml"
-    if described.is_file() and "splits" in (content := _read_yaml(described)):
-        return _from_yaml(described, content)
-    splits = _instances_files(path) or _roboflow(path)
+    splits = _own_splits(path) or _described(path / LABELLING)
     if splits:
         return splits
-    if alone := find_single(path):
-        return {name: SplitFiles(annotations, images, None) for name, (annotations, images) in alone.items()}
     seen = describe_folder(path) + _labels_above(path)
     seen = f" {seen}." if seen else ""
     raise DataError(f"{path} is no data set that leanmask knows.{seen} Looked for {LOOKED_FOR}")
+
+
+def _own_splits(folder: Path) -> dict[str, SplitFiles]:
+    """The splits of a folder without those of its labelling folder; none where it has images alone."""
+    splits = _described(folder) or _instances_files(folder) or _roboflow(folder)
+    if splits or (folder / LABELLING / ALL_LABELS).is_file():
+        return splits
+    return {name: SplitFiles(annotations, images, None) for name, (annotations, images) in find_single(folder).items()}
+
+
+def _described(folder: Path) -> dict[str, SplitFiles]:
+    described = folder / "data.yaml"
+    if described.is_file() and "splits" in (content := _read_yaml(described)):
+        return _from_yaml(described, content)
+    return {}
+
+
+def labelled_data(data: str | Path) -> Path:
+    """The data set that a path is about when something is labelled there: for a labelling folder, such as
+    photos/labelling or mydata-labelling beside mydata.yaml, the data set that it belongs to; else the path itself.
+    """
+    path = Path(data).expanduser()
+    place = Path.cwd() / path if path.name else path.resolve()  # "." has no name
+    stores = place.is_dir() and any(place.glob("*.sqlite"))
+    if stores and place.name == LABELLING:
+        return path.parent if path.name == LABELLING else place.parent
+    if stores and place.name.endswith(f"-{LABELLING}"):
+        stem = place.name.removesuffix(f"-{LABELLING}")
+        described = [place.with_name(stem + suffix) for suffix in YAML_SUFFIXES]
+        return next((each for each in described if each.is_file()), path)
+    return path
+
+
+def photo_folder(data: str | Path) -> Path | None:
+    """Where the images of a folder are that has images alone, perhaps labelled ones (see `labelled_data`); None for
+    everything else.
+    """
+    path = labelled_data(data)
+    if not path.is_dir() or _own_splits(path):
+        return None
+    try:
+        return locate_unlabelled(path).images
+    except DataError:
+        return path if (path / LABELLING / "data.yaml").is_file() else None
 
 
 def locate_unlabelled(source: str | Path) -> SplitFiles:

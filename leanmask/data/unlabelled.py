@@ -6,7 +6,6 @@ Nothing but the images is ever read of an annotation file that is named here.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from itertools import accumulate, islice
 from pathlib import Path
 
 from leanmask.data.coco import AnnotationStore, ClassMap, ImageRecord
+from leanmask.data.files import content_digest
 from leanmask.data.layout import SplitFiles, locate_unlabelled
 from leanmask.errors import DataError
 
-CHUNK_BYTES = 1 << 20
 LOOKED_AT = 20  # files of a source; if none of them is there, the folder is wrong
 SPLIT = "unlabelled"  # the split that a data set may have for them
 
@@ -109,10 +108,10 @@ def _twin(path: Path, by_size: Mapping[int, Sequence[Path]], digests: dict[Path,
     candidates = by_size.get(_size(path), ())
     if not candidates:
         return None
-    own = _digest(path)
+    own = content_digest(path)
     for other in candidates:
         if other not in digests:
-            digests[other] = _digest(other)
+            digests[other] = content_digest(other)
         if own and own == digests[other]:
             return other
     return None
@@ -123,15 +122,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1  # a missing or unreadable file is the loader's to name
-
-
-def _digest(path: Path) -> str:
-    """Hash of a file's bytes; empty when it cannot be read."""
-    found = hashlib.blake2b(digest_size=16)
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                found.update(chunk)
-    except OSError:
-        return ""
-    return found.hexdigest()

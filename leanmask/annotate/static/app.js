@@ -149,7 +149,9 @@ async function rest(overtaken) {
   const mine = told.speed.filter((item) => item.annotator === desk.annotator);
   const lines = mine.map((item) => `${item.answers} answers, ${(item.median_seconds ?? 0).toFixed(2)} s each`);
   const open = desk.progress?.answers_left > 0;
-  const head = open ? "Others are working on the rest. What they leave comes here." : "Everything is labelled. Thank you.";
+  const elsewhere = about.annotators.length > 1 ? "Others are working on the rest. What they leave comes here." :
+    "Nothing is left for you here. What is open is in another page of yours, or for a second person.";
+  const head = open ? elsewhere : "Everything is labelled. Thank you.";
   const broken = desk.progress?.problems;
   const problems = broken ? [`${broken} images or objects cannot be shown and are left out; the reasons are printed at the end.`] : [];
   showFigures();
