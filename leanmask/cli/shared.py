@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, nothing else.")]
-Data = Annotated[Path, typer.Argument(help="Data set: a folder in COCO's or Roboflow's layout, or a data YAML.")]
+Data = Annotated[Path, typer.Argument(help="Data set: a folder with a COCO file near its images, or a data YAML.")]
 Out = Annotated[Path, typer.Option("--out", help="Where to write; must not exist yet.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings as dotted.key=value, e.g. train.seed=1 augment.strong=false.")
