@@ -237,3 +237,17 @@ def test_training_without_a_validation_split_says_so_and_names_the_command(tmp_p
     (data / "data.yaml").write_text(yaml.safe_dump({"splits": described}))
     with pytest.raises(DataError, match="no split 'val'; did you mean 'valid'"):
         train(data, tmp_path / "other", settings=TINY)
+
+
+def test_a_share_that_groups_move_far_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "data", 3, ())
+    content = json.loads(path.read_text())
+    for number in range(20):  # a burst by its names
+        name = f"02_copy{number}.jpg"
+        (path.parent / "images" / name).write_bytes((path.parent / "images" / "02.jpg").read_bytes())
+        content["images"].append({**content["images"][2], "id": 100 + number, "file_name": name})
+        content["annotations"].append({**content["annotations"][2], "id": 100 + number, "image_id": 100 + number})
+    found = hold_out(content, path.parent / "images", 0.5)
+    reached = len(found.val_images) / 23
+    assert len(found.val_images) in (1, 2, 21, 22)
+    assert any(f"val has {reached:.0%} of the labelled images, where 50% was asked for" in note for note in found.notes)

@@ -26,7 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Data = Annotated[
     Path,
     typer.Argument(
-        help="Data set: a folder in COCO's or Roboflow's layout, a folder of labelled photographs, or a data YAML."
+        help="Data set: a folder with a COCO file near its images, a folder of labelled photographs, or a data YAML."
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where to write; must not exist yet.")]

@@ -16,6 +16,7 @@ from leanmask.data.near_duplicates import MOST_PATCHED_IMAGES, group_near_duplic
 from leanmask.errors import ConfigError, DataError
 
 SHOWN = 5
+FAR = 1.5  # times the share that was asked for, or one over it: then it is said
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ def hold_out(
     notes = list(_group_notes(members))
     if taken != share:
         notes.append(f"the share was taken as {taken:.0%}, so that each side has an image")
+    elif not 1 / FAR <= (reached := len(aside & labelled) / len(labelled)) / share <= FAR:
+        notes.append(
+            f"val has {reached:.0%} of the labelled images, where {share:.0%} was asked for: groups stay whole"
+        )
     if not groups.by_parts:
         notes.append(
             f"more than {MOST_PATCHED_IMAGES} images: only whole pictures and names were compared, so tiles that "

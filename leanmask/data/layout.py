@@ -160,7 +160,7 @@ def _labels_above(folder: Path) -> str:
     folder = folder.absolute()
     for above in (folder.parent, folder.parent.parent):
         try:
-            splits = _instances_files(above) or find_single(above)
+            splits = _instances_files(above) or find_single(above, below=False)
         except (DataError, OSError):
             continue
         named = [found.images if isinstance(found, SplitFiles) else found[1] for found in splits.values()]

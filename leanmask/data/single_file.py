@@ -30,14 +30,14 @@ NEARLY_ALL = 0.9  # a folder farther away is taken only where it has more than t
 Found = dict[str, tuple[Path, Path]]  # (annotation file, image folder) by split
 
 
-def find_single(root: Path) -> Found:
-    """The COCO file in a folder or one below as split "train"; several only where each is called as a split is, such as
-    train.json and val.json. Empty where there is none.
+def find_single(root: Path, below: bool = True) -> Found:
+    """The COCO file in a folder, or (`below`) in one below, as split "train"; several only where each is called as a
+    split is, such as train.json and val.json. Empty where there is none.
 
     Raises DataError that lists the files where it cannot be told which is meant, or when the images are not there.
     """
     # A file that remembers its folder is one of pseudo-labels: they are trained on where somebody names them.
-    candidates = [path for path in _json_files(root) if (named := _named_images(path)) and named.folder is None]
+    candidates = [path for path in _json_files(root, below) if (named := _named_images(path)) and named.folder is None]
     if not candidates:
         return {}
     names = [_split_name(path) for path in candidates]
@@ -86,9 +86,9 @@ def image_folders(annotations: Path, root: Path) -> list[Path]:
     return list(dict.fromkeys(place for place in places if place.is_dir()))
 
 
-def _json_files(root: Path) -> list[Path]:
+def _json_files(root: Path, below: bool) -> list[Path]:
     found: list[Path] = []
-    for folder in (root, *_folders(root)):
+    for folder in (root, *(_folders(root) if below else ())):
         inside = sorted(path for path in folder.glob("*.json") if path.is_file())
         found += inside if len(inside) <= MOST_FILES else []
     return found
