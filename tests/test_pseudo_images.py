@@ -25,6 +25,8 @@ from leanmask.errors import RunError
 from leanmask.inference.polygons import to_polygons
 from leanmask.inference.pseudo_images import PseudoOptions, pseudo
 from leanmask.inference.shares import Shares
+from leanmask.reports import review
+from leanmask.reports.overlays import open_upright
 from leanmask.reports.review import write_review
 from leanmask.summary import TrainSummary
 
@@ -191,6 +193,37 @@ def test_review_shows_the_least_certain_first(trained: TrainSummary, photos: Pat
     assert "http" not in page.replace("http-equiv", "")
     with pytest.raises(RunError, match="not overwritten"):
         write_review(tmp_path / "pseudo.json", tmp_path / "review.html")
+
+
+def test_the_review_page_reads_every_image_once_and_turns_it_as_its_labels_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (60, 40), "grey").save(tmp_path / "turned.jpg", exif=exif)
+    mask = np.zeros((60, 40), dtype=np.uint8)
+    mask[50:58, 4:30] = 1
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    row = {"category_id": 1, "image_id": 1, "bbox": [4, 50, 26, 8], "mask_quality": 0.9}
+    row["segmentation"] = {"size": [60, 40], "counts": rle["counts"].decode()}
+    content = {
+        "images": [{"id": 1, "file_name": "turned.jpg", "width": 40, "height": 60}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{**row, "id": number, "class_quality": 1 / number} for number in range(1, 5)],
+    }
+    (tmp_path / "pseudo.json").write_text(json.dumps(content))
+    opened: list[Path] = []
+
+    def counting(path: Path, size: tuple[int, int] | None) -> Image.Image:
+        opened.append(path)
+        return open_upright(path, size)
+
+    monkeypatch.setattr(review, "open_upright", counting)
+    page = write_review(tmp_path / "pseudo.json", tmp_path / "review.html", images=tmp_path).read_text()
+    assert opened == [tmp_path / "turned.jpg"]
+    assert [page.index(f"annotation {number}</figcaption>") for number in (4, 3, 2, 1)] == sorted(
+        page.index(f"annotation {number}</figcaption>") for number in (4, 3, 2, 1)
+    )
 
 
 def test_the_command_line(leanmask: Callable, trained: TrainSummary, photos: Path, tmp_path: Path) -> None:

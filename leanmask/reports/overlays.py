@@ -203,7 +203,8 @@ def _cut_out(rle: dict[str, Any]) -> tuple[np.ndarray, tuple[int, int]]:
     whole image is not decoded. Raises DataError for a broken one.
     """
     height, width = rle["size"]
-    if int(decode_counts(rle["counts"]).sum()) != height * width:
+    runs = decode_counts(rle["counts"])
+    if (runs < 0).any() or int(runs.sum()) != height * width:
         raise DataError(f"broken RLE: its runs do not describe {width} x {height} pixels")
     left, top, across, down = (int(side) for side in coco_mask.toBbox(rle))
     return rle_crop(rle, (left, top, across, down)).astype(bool), (left, top)
