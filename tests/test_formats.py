@@ -148,7 +148,7 @@ FOLDERS: list[tuple[Callable[[Path], None], str]] = [
     (_suffixed_masks, r"2 images and 1 PNG mask file\."),
     (_panoptic, r"2 images and 1 COCO panoptic file\. .*panoptic_val\.json labels\.json` reads it"),
     (_broken, r"2 images\. .*labels\.json is not valid JSON"),
-    (lambda folder: None, r"images only: name it in data\.unlabelled"),
+    (lambda folder: None, r"images only: label some .*or name it in data\.unlabelled"),
 ]
 
 

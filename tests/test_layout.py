@@ -110,7 +110,7 @@ def test_unknown_layouts(tmp_path: Path) -> None:
         locate(tmp_path / "zzz" / "below")
     with pytest.raises(DataError, match=r"Looked for .*_annotations.coco.json"):
         locate(tmp_path / "mydata")
-    with pytest.raises(DataError, match=r"images only: name it in data.unlabelled"):
+    with pytest.raises(DataError, match=r"images only: label some .leanmask annotate .*name it in data.unlabelled"):
         locate(tmp_path / "pictures")
     with pytest.raises(DataError, match="single file"):
         locate(tmp_path / "mydata" / "notes.txt")
