@@ -26,6 +26,7 @@ BASE = {
     "devices",
     "distributed",
     "processes",
+    "paths",
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -35,11 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     "masks": {"geometry", "rle"},
     "supervision": set(),
     "records": {"geometry", "masks", "supervision"},
-    "config": {"errors"},
+    "config": {"errors", "paths"},
     "costs": {"errors"},
     "devices": {"errors"},
     "distributed": set(),
     "processes": set(),
+    "paths": {"errors"},
     "summary": set(),
     "pace": {"reports.layout"},
     "data": BASE,
@@ -48,9 +50,9 @@ ALLOWED: dict[str, set[str]] = {
     "methods": BASE | {"labels", "models.base"},
     "engine": BASE | {"models.base", "methods.base"},
     "evaluation": BASE | {"models.base", "labels.calibrate"},
-    "reports": {"errors", "version"},
+    "reports": {"errors", "version", "paths"},
     # Labelling needs neither tensors nor models: see test_labelling_is_light.
-    "annotate": {"errors", "version", "geometry", "rle", "supervision", "costs", "data"},
+    "annotate": {"errors", "version", "paths", "geometry", "rle", "supervision", "costs", "data"},
 }
 
 
@@ -97,6 +99,7 @@ def test_only_the_wiring_is_unrestricted() -> None:
         "planning",
         "stages",
         "spending",
+        "starting",
         "suggestions",
     }
 

@@ -22,6 +22,7 @@ from leanmask.data.layout import locate
 from leanmask.data.views.canvas import Exif
 from leanmask.data.withholding.chance import shuffled
 from leanmask.errors import ConfigError, DataError
+from leanmask.paths import settle_fields
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class AnnotateOptions:
     store: Path | None = None
     exif: Exif | None = None
     hold_out: float = 0.2
+
+    def __post_init__(self) -> None:
+        settle_fields(self, texts=("classes", "annotators"), paths=("review", "queue", "store"))
 
 
 @dataclass(frozen=True)

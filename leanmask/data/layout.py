@@ -12,6 +12,7 @@ import yaml
 
 from leanmask.data.files import IMAGE_SUFFIXES, image_files, why
 from leanmask.errors import DataError, suggest
+from leanmask.paths import as_path
 
 YAML_SUFFIXES = (".yaml", ".yml")
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled2017", "unlabeled2017")
@@ -38,7 +39,7 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
 
     Raises DataError that says what was looked for, and offers the nearest existing path.
     """
-    path = Path(data).expanduser()
+    path = as_path(data).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist{_nearest(path)}")
     if path.is_file():
@@ -61,7 +62,7 @@ def locate_unlabelled(source: str | Path) -> SplitFiles:
 
     Raises DataError when neither is found.
     """
-    path = Path(source).expanduser()
+    path = as_path(source).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist{_nearest(path)}")
     if path.is_dir():

@@ -26,6 +26,7 @@ from leanmask.evaluation.predictions import predict_results, write_results
 from leanmask.evaluation.validator import Validator, score_results, with_calibration
 from leanmask.models.base import Model
 from leanmask.models.spec import is_depthwise
+from leanmask.paths import OneOrMorePaths, as_path
 from leanmask.records import Instances, Views
 from leanmask.reports.folders import STAGES_FILE
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale
@@ -110,7 +111,7 @@ def load(run: str | Path, device: str | None = None) -> Loaded:
     """Load a run folder or a weights file. device: "cpu", "cuda", None = what training would take: a GPU
     when there is one, unless ACCELERATE_USE_CPU is set.
     """
-    path = weights_path(Path(run))
+    path = weights_path(as_path(run))
     weights, metadata = load_weights(path)
     if not {"config", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path} was not written by leanmask: it does not say which model and classes it is for")
@@ -139,7 +140,7 @@ def evaluate(
 
     Results of a network go to `out`, by default `evaluation/<split>` in the run folder.
     """
-    path, files = Path(run), _split(data, split)
+    path, files = as_path(run), _split(data, split)
     if files.annotations is None:
         raise DataError(f"split '{split}' of {data} has no annotations to evaluate against")
     if path.suffix == ".json":
@@ -186,7 +187,7 @@ def _counted(dataset: EvalDataset, loaded: Loaded, batch_size: int, on_progress:
 
 def predict(
     run: str | Path,
-    images: Sequence[str | Path],
+    images: OneOrMorePaths,
     out: str | Path,
     options: PredictOptions = PredictOptions(),
     *,
@@ -194,13 +195,15 @@ def predict(
 ) -> PredictSummary:
     """Segment images and folders of images: COCO results in the user's own category ids, and overlay pictures.
 
+    images: one path or several, as a list or a generator.
+
     Writes `coco_instances_results.json`, `images.json` (COCO's images and categories: which image id is which file)
     and `overlays/` into the new folder `out`. Raises DataError for files that are no images, RunError when `out`
     exists.
     """
     loaded = load(run)
     photos = Photos.find(images, loaded.classes)
-    with new_folder(Path(out)) as folder:
+    with new_folder(as_path(out)) as folder:
         rows = list(_confident_rows(photos, loaded, options, on_progress))
         write_results(rows, folder / "coco_instances_results.json")
         write_json(folder / "images.json", photos.to_json())

@@ -7,14 +7,15 @@ change what the rules chose. The rules are in rules.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leanmask.config import apply_overrides, commented_yaml, get_setting, load_yaml, merge, set_setting
+from leanmask.config import apply_overrides, as_settings, commented_yaml, get_setting, merge, set_setting
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.errors import ConfigError
+from leanmask.paths import OneOrMoreTexts, as_path, as_texts
 from leanmask.planning.fingerprint import Fingerprint, Machine, fingerprint
 from leanmask.planning.published import coco_weights
 from leanmask.planning.rules import LEAST_STEPS, RULES, Choice, Known, remarks
@@ -22,6 +23,7 @@ from leanmask.planning.timing import seconds_per_step
 from leanmask.reports.layout import duration
 from leanmask.settings import resolve
 from leanmask.settling import epoch_steps, settle, without_replaced_length
+from leanmask.starting import STUDENT_WEIGHTS, with_model_of_start
 
 PLANNED_FOR = "planned_for"
 USUAL_MINUTES = 20.0  # of a training on a processor, where the user names none
@@ -97,7 +99,7 @@ def plan(
     data: str | Path,
     *,
     settings: Mapping[str, Any] | str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: OneOrMoreTexts = (),
     minutes: float | None = None,
 ) -> Plan:
     """Choose every setting that the user has not: from the data, its labels and the machine.
@@ -106,16 +108,27 @@ def plan(
     the longest that the training may take; without it 20 on a processor, no limit on a GPU. Raises ConfigError for
     settings that cannot be, DataError for data that cannot be used.
     """
-    told = dict(load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {})
+    told, overrides = as_settings(settings), as_texts(overrides)
     made_for = told.pop(PLANNED_FOR, None)
-    own = merge(told, {"data": {"path": str(Path(data).absolute())}})
-    given = apply_overrides(without_replaced_length(own, apply_overrides({}, overrides)), overrides)
+    own = merge(told, {"data": {"path": str(as_path(data).absolute())}})
+    own = apply_overrides(without_replaced_length(own, apply_overrides({}, overrides)), overrides)
+    given = with_model_of_start(own)
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes is {minutes}; a training takes more than 0")
     config = resolve(merge({"model": {"name": "mask_rcnn"}, "method": {"name": "supervised"}}, _shared(given))).data
     found, machine = fingerprint(locate(data), config), Machine.here()
     require_fitting(made_for, found)
-    return choose(found, machine, given, minutes)
+    made = choose(found, machine, given, minutes)
+    if given is own:
+        return made
+    why = f"as in {get_setting(given, STUDENT_WEIGHTS)}, whose weights it starts as"
+    choices = (
+        replace(choice, why=why, given=False)
+        if choice.setting.startswith("model.") and get_setting(own, choice.setting, UNSET) is UNSET
+        else choice
+        for choice in made.choices
+    )
+    return replace(made, choices=tuple(choices))
 
 
 def choose(found: Fingerprint, machine: Machine, given: Mapping[str, Any], minutes: float | None) -> Plan:
