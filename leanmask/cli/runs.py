@@ -105,7 +105,7 @@ def _refuse_beside_resume(context: typer.Context, data: Path | None, overrides: 
     """Raises ConfigError that names everything of the command line that a run which goes on cannot take."""
     named = [f"'{each}'" for each in (data, *(overrides or ())) if each is not None]
     options = (name for name in context.params if name not in (*_WITH_RESUME, "data", "overrides"))
-    named += [f"--{name}" for name in options if _was_named(context, name)]
+    named += [f"--{'no-' * (context.params[name] is False)}{name}" for name in options if _was_named(context, name)]
     if named:
         raise ConfigError(
             f"--resume goes on with the run's own data and settings and takes only --steps and --until beside it, not "
