@@ -59,7 +59,7 @@ def test_what_is_no_path_is_a_sentence(given: Any) -> None:
 
 @pytest.mark.parametrize("given", ["", " ", [""], ["a", ""]])
 def test_an_empty_path_is_not_the_current_folder(given: Any) -> None:
-    with pytest.raises(ConfigError, match="a path is empty; write . for the current folder"):
+    with pytest.raises(ConfigError, match=r"a path is empty; write \. for the current folder"):
         as_paths(given)
     with pytest.raises(ConfigError, match="is no text"):
         as_texts([3])
