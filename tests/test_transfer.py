@@ -206,7 +206,8 @@ def test_weights_that_are_not_there_are_refused(digits: Path, tmp_path: Path) ->
 
 
 def test_the_setting_and_the_plan_know_run_folders(trained: TrainSummary, digits: Path, tmp_path: Path) -> None:
-    made = plan(digits, overrides=f"train.student_weights={trained.folder}")
+    made = plan(digits, weights=trained.folder)
+    assert plan(digits, overrides=f"train.student_weights={trained.folder}").settings == made.settings
     assert made.settings["model"]["backbone"] == "tiny"
     assert made.reasons["model.name"].startswith("as in ")
     settings = merge(TINY, {"method": {"name": "supervised"}, "train": {"steps": 1, "student_weights": trained.folder}})

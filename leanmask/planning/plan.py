@@ -15,7 +15,7 @@ from leanmask.config import apply_overrides, as_settings, commented_yaml, get_se
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.errors import ConfigError
-from leanmask.paths import OneOrMoreTexts, as_path, as_texts
+from leanmask.paths import OneOrMoreTexts, PathLike, as_path, as_texts
 from leanmask.planning.fingerprint import Fingerprint, Machine, fingerprint
 from leanmask.planning.published import coco_weights
 from leanmask.planning.rules import LEAST_STEPS, RULES, Choice, Known, remarks
@@ -100,15 +100,18 @@ def plan(
     *,
     settings: Mapping[str, Any] | str | Path | None = None,
     overrides: OneOrMoreTexts = (),
+    weights: PathLike | None = None,
     minutes: float | None = None,
 ) -> Plan:
     """Choose every setting that the user has not: from the data, its labels and the machine.
 
-    settings, overrides: the user's own, as for `train`; they are kept, and what depends on them follows them. minutes:
-    the longest that the training may take; without it 20 on a processor, no limit on a GPU. Raises ConfigError for
-    settings that cannot be, DataError for data that cannot be used.
+    settings, overrides, weights: the user's own, as for `train`; they are kept, and what depends on them follows them.
+    minutes: the longest that the training may take; without it 20 on a processor, no limit on a GPU. Raises ConfigError
+    for settings that cannot be, DataError for data that cannot be used.
     """
     told, overrides = as_settings(settings), as_texts(overrides)
+    if weights is not None:
+        told = set_setting(told, STUDENT_WEIGHTS, str(as_path(weights)))
     made_for = told.pop(PLANNED_FOR, None)
     own = merge(told, {"data": {"path": str(as_path(data).absolute())}})
     own = apply_overrides(without_replaced_length(own, apply_overrides({}, overrides)), overrides)
