@@ -26,6 +26,7 @@ from leanmask.summary import TrainSummary
 
 Cli = Callable[..., Outcome]
 SHORT = merge(TINY, {"method": {"name": "supervised"}, "train": {"checkpoint_every_steps": 1, "precision": "fp32"}})
+SHORT = merge(SHORT, {"evaluation": {"who": ["teacher"], "pictures": 0}})
 
 
 @pytest.fixture
