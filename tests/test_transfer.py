@@ -166,7 +166,7 @@ def test_a_run_starts_as_another_and_says_which_classes_are_kept(
         f"weights: loaded {weights}; kept classes: zero, four, five, six, seven, eight, nine; classes that start "
         "fresh: uno, due, tre; not in these data: one, two, three" in done.err
     )
-    assert f"model.backbone = tiny (as in {weights}, whose weights it starts as)" in done.err
+    assert "model.backbone = tiny (that of the weights it starts as)" in done.err
     config = load_config(run)
     assert config.model == load_config(trained.folder).model
     assert config.train.student_weights == str(weights)
@@ -209,7 +209,7 @@ def test_the_setting_and_the_plan_know_run_folders(trained: TrainSummary, digits
     made = plan(digits, weights=trained.folder)
     assert plan(digits, overrides=f"train.student_weights={trained.folder}").settings == made.settings
     assert made.settings["model"]["backbone"] == "tiny"
-    assert made.reasons["model.name"].startswith("as in ")
+    assert made.reasons["model.name"] == "that of the weights it starts as"
     settings = merge(TINY, {"method": {"name": "supervised"}, "train": {"steps": 1, "student_weights": trained.folder}})
     lines: list[str] = []
     train(digits, tmp_path / "run", settings=settings, on_progress=lambda step, total, note: lines.append(note))

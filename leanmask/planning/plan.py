@@ -124,14 +124,16 @@ def plan(
     made = choose(found, machine, given, minutes)
     if given is own:
         return made
-    why = f"as in {get_setting(given, STUDENT_WEIGHTS)}, whose weights it starts as"
-    choices = (
-        replace(choice, why=why, given=False)
-        if choice.setting.startswith("model.") and get_setting(own, choice.setting, UNSET) is UNSET
-        else choice
-        for choice in made.choices
-    )
-    return replace(made, choices=tuple(choices))
+    return replace(made, choices=tuple(_of_start(choice, own) for choice in made.choices))
+
+
+def _of_start(choice: Choice, own: Mapping[str, Any]) -> Choice:
+    """A choice as it is told where the network is that of other weights. own: what the user has set."""
+    if not choice.setting.startswith("model.") or get_setting(own, choice.setting, UNSET) is not UNSET:
+        return choice
+    if choice.setting == "model.weights":  # not read, so not worth a line
+        return replace(choice, why=f"{STUDENT_WEIGHTS} takes their place")
+    return replace(choice, why="that of the weights it starts as", given=False)
 
 
 def choose(found: Fingerprint, machine: Machine, given: Mapping[str, Any], minutes: float | None) -> Plan:
