@@ -1,6 +1,7 @@
 """leanmask: train instance segmentation from the labels you can afford.
 
-Every verb of the command line is a function here. They are loaded on first use, so `import leanmask` is light.
+Every verb of the command line is a function here, beside its options (docs/python.md). They are loaded on first use, so
+`import leanmask` is light.
 """
 
 from __future__ import annotations
@@ -12,26 +13,39 @@ from leanmask.version import __version__
 
 if TYPE_CHECKING:
     from leanmask.annotate.run import annotate_data, export_annotations
-    from leanmask.benchmark.table import bench
+    from leanmask.annotate.work import AnnotateOptions
+    from leanmask.benchmark.table import BenchOptions, bench
     from leanmask.data.check import check
-    from leanmask.data.convert.translate import convert
+    from leanmask.data.convert.translate import ConvertOptions, convert
     from leanmask.data.digits import write_digits
     from leanmask.data.splits import split
+    from leanmask.data.withholding.protocols import SplitOptions
     from leanmask.evaluation.trust import quality
-    from leanmask.inference.predict import evaluate, load, predict
-    from leanmask.inference.pseudo_images import pseudo
-    from leanmask.inference.pseudo_points import pseudo_points
-    from leanmask.inference.refine import refine
+    from leanmask.inference.predict import EvaluateOptions, PredictOptions, evaluate, load, predict
+    from leanmask.inference.pseudo_images import PseudoOptions, pseudo
+    from leanmask.inference.pseudo_points import PointOptions, pseudo_points
+    from leanmask.inference.refine import RefineOptions, refine
     from leanmask.machine_check import doctor
     from leanmask.planning.plan import plan
     from leanmask.reports.page import write_report
     from leanmask.reports.review import write_review
-    from leanmask.retrieval.retrieve import retrieve
+    from leanmask.retrieval.retrieve import RetrieveOptions, retrieve
     from leanmask.run import resume, train
     from leanmask.spending import budget
-    from leanmask.suggestions import suggest
+    from leanmask.suggestions import SuggestOptions, suggest
 
 _HOME = {
+    "AnnotateOptions": "leanmask.annotate.work",
+    "BenchOptions": "leanmask.benchmark.table",
+    "ConvertOptions": "leanmask.data.convert.translate",
+    "EvaluateOptions": "leanmask.inference.predict",
+    "PointOptions": "leanmask.inference.pseudo_points",
+    "PredictOptions": "leanmask.inference.predict",
+    "PseudoOptions": "leanmask.inference.pseudo_images",
+    "RefineOptions": "leanmask.inference.refine",
+    "RetrieveOptions": "leanmask.retrieval.retrieve",
+    "SplitOptions": "leanmask.data.withholding.protocols",
+    "SuggestOptions": "leanmask.suggestions",
     "annotate_data": "leanmask.annotate.run",
     "bench": "leanmask.benchmark.table",
     "budget": "leanmask.spending",
@@ -44,8 +58,8 @@ _HOME = {
     "plan": "leanmask.planning.plan",
     "predict": "leanmask.inference.predict",
     "pseudo": "leanmask.inference.pseudo_images",
-    "quality": "leanmask.evaluation.trust",
     "pseudo_points": "leanmask.inference.pseudo_points",
+    "quality": "leanmask.evaluation.trust",
     "refine": "leanmask.inference.refine",
     "resume": "leanmask.run",
     "retrieve": "leanmask.retrieval.retrieve",
@@ -58,6 +72,17 @@ _HOME = {
 }
 
 __all__ = [
+    "AnnotateOptions",
+    "BenchOptions",
+    "ConvertOptions",
+    "EvaluateOptions",
+    "PointOptions",
+    "PredictOptions",
+    "PseudoOptions",
+    "RefineOptions",
+    "RetrieveOptions",
+    "SplitOptions",
+    "SuggestOptions",
     "__version__",
     "annotate_data",
     "bench",
@@ -89,3 +114,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'leanmask' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

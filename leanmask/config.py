@@ -8,15 +8,17 @@ names (`_steps`, `_px`, `_fraction`).
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from leanmask.errors import ConfigError, suggest
+from leanmask.paths import as_path, as_paths
 
 END = "...\n"  # of a YAML document that is a single value
 
@@ -53,6 +55,11 @@ class DataConfig(Frozen):
         "(repeat-factor sampling; LVIS: 0.001; guided distillation: 10, all classes balanced); 0 = all alike",
     )
     workers: int = Field(2, ge=0, description="loader processes per training process")
+
+    @field_validator("unlabelled", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return tuple(map(str, as_paths(value)))
 
 
 class AugmentConfig(Frozen):
@@ -130,7 +137,9 @@ class TrainConfig(Frozen):
         None, description="weights file (.safetensors) that the teacher starts as; null = a copy of the student"
     )
     student_weights: str | None = Field(
-        None, description="weights file (.safetensors) that the student starts as; null = as `model` says"
+        None,
+        description="run folder or weights file (.safetensors) of the same network that the student starts as: classes "
+        "of the same name are kept, others start fresh; null = as `model` says",
     )
     keep_weights_fractions: tuple[float, ...] = Field(
         (), description="shares of the training after which the teacher's weights are kept in weights/, too"
@@ -202,6 +211,25 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(content).__name__}")
     return content
+
+
+def as_settings(given: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
+    """A copy of the settings that a caller of the library gives, a mapping or a YAML file, with paths as texts and
+    generators as lists. Raises ConfigError.
+    """
+    if isinstance(given, str | os.PathLike):
+        return load_yaml(as_path(given))
+    if not isinstance(given, Mapping | None):
+        raise ConfigError(f"settings must be a mapping or a YAML file, found {type(given).__name__}")
+    return {key: _plain(value) for key, value in (given or {}).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
@@ -279,6 +307,31 @@ def commented_yaml(settings: Mapping[str, Any], reasons: Mapping[str, str], pref
         reason = f"  # {' '.join(reasons[name].split())}" if name in reasons else ""
         lines.append(f"{depth}{_inline(key)}: {_inline(value)}{reason}\n")
     return "".join(lines)
+
+
+_COMMENTED_LINE = re.compile(r"( *)([^\s:]+):.*?(?:  # (.+))?")
+
+
+def reasons_in(text: str) -> dict[str, str]:
+    """What `commented_yaml` wrote behind the values, by dotted name."""
+    reasons: dict[str, str] = {}
+    names: list[str] = []
+    for line in text.splitlines():
+        if (match := _COMMENTED_LINE.fullmatch(line)) is None:
+            continue
+        indent, name, reason = match.groups()
+        names[len(indent) // 2 :] = [name]
+        if reason and _says_the_same(line, line.removesuffix(f"  # {reason}")):
+            reasons[".".join(names)] = reason
+    return reasons
+
+
+def _says_the_same(line: str, other: str) -> bool:
+    """Whether two lines of YAML hold one value: a # inside quotes begins no comment."""
+    try:
+        return bool(yaml.safe_load(line) == yaml.safe_load(other))
+    except yaml.YAMLError:
+        return False
 
 
 def _inline(value: Any) -> str:

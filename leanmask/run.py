@@ -7,6 +7,7 @@ import platform
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,16 +18,21 @@ import torch
 import torchvision
 
 from leanmask.annotate.labels import refresh_labels
-from leanmask.config import TrainConfig, apply_overrides, load_yaml, merge
+from leanmask.config import TrainConfig, apply_overrides, as_settings, merge, set_setting
 from leanmask.devices import capability, training_device, use_cpu
+from leanmask.engine.checkpoint import CHECKPOINTS, checkpoint_step
 from leanmask.engine.distributed import everyones, start_processes, world_size
+from leanmask.engine.lock import alone_in
 from leanmask.errors import ConfigError, RunError, suggest
+from leanmask.paths import OneOrMoreTexts, as_path, as_texts
 from leanmask.planning.plan import PLANNED_FOR
 from leanmask.planning.plan import plan as make_plan
+from leanmask.reports.folders import STAGES_FILE
 from leanmask.session import Session
-from leanmask.settings import RunConfig, load_config, resolve
+from leanmask.settings import CONFIG_FILE, RunConfig, load_config, resolve
 from leanmask.settling import settle, without_replaced_length
 from leanmask.stages import StagedRun
+from leanmask.starting import STUDENT_WEIGHTS, with_model_of_start
 from leanmask.summary import OnStep, TrainSummary
 from leanmask.version import __version__
 
@@ -36,7 +42,8 @@ def train(
     out: str | Path,
     *,
     settings: Mapping[str, Any] | str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: OneOrMoreTexts = (),
+    weights: str | Path | None = None,
     plan: bool = True,
     minutes: float | None = None,
     until: str | None = None,
@@ -46,17 +53,21 @@ def train(
     """Train on `data` into the new folder `out`.
 
     Settings come from a plan for this data and this machine (see `leanmask.plan`), from `settings`, a mapping or a YAML
-    file, and from dotted `overrides` such as "train.steps=500", later ones winning; docs/configuration.md lists them.
-    plan: False = its defaults in the place of a plan. minutes: of a plan, the longest that the training may take.
-    until: the last stage to do now of a method that has several. tell: called with sentences about the settings, before
-    the first step. Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with a
-    sentence that says what to do.
+    file, and from dotted `overrides`, one such as "train.steps=500" or several, later ones winning;
+    docs/configuration.md lists them. weights: a run folder or a weights file of the same network that the student
+    starts as (`train.student_weights`); classes of the same name are kept, others start fresh. plan: False = its
+    defaults in the place of a plan. minutes: of a plan, the longest that the training may take. until: the last stage
+    to do now of a method that has several. tell: called with sentences about the settings, before the first step.
+    Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with a sentence that
+    says what to do.
     """
+    folder, told, overrides = as_path(out), as_settings(settings), as_texts(overrides)
+    if weights is not None:
+        told = set_setting(told, STUDENT_WEIGHTS, str(as_path(weights)))
     if start_processes().is_main_process:
-        _require_new(Path(out))
+        _require_new(folder)
         _tell_all(tell, refresh_labels(data))
     everyones(None)  # nobody reads the labels before they are written
-    told = dict(load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {})
     reasons: Mapping[str, str] = {}
     if plan:
         made = make_plan(data, settings=told, overrides=overrides, minutes=minutes)
@@ -66,25 +77,62 @@ def train(
         if minutes is not None:
             raise ConfigError("minutes shorten a plan; without one, set train.steps or train.epochs")
         told.pop(PLANNED_FOR, None)
-        usual = merge({"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}, told)
-        given = apply_overrides(without_replaced_length(usual, apply_overrides({}, overrides)), overrides)
-    checked = resolve(merge(given, {"data": {"path": str(Path(data).absolute())}}))
-    return _run(_settled(checked, tell), Path(out), until, on_progress, reasons)
+        own = apply_overrides(without_replaced_length(told, apply_overrides({}, overrides)), overrides)
+        usual = {"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}
+        given = merge(usual, with_model_of_start(own))
+    checked = resolve(merge(given, {"data": {"path": str(as_path(data).absolute())}}))
+    return _run(_settled(checked, tell), folder, until, on_progress, reasons)
 
 
 def resume(
     run: str | Path,
     *,
+    steps: int | None = None,
     until: str | None = None,
     on_progress: OnStep | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> TrainSummary:
     """Go on with an interrupted run in its folder; on CPU to the same weights, bit for bit, as if uninterrupted. It
-    keeps the precision that it began with. until, tell: as in `train`.
+    keeps the precision that it began with.
+
+    steps: another length of the whole training, also of a finished run: from the step that was reached on, the learning
+    rate and whatever else follows the length are those of a run of so many steps. until, tell: as in `train`. Raises
+    RunError when `run` is no run folder, is being trained by another process, has done `steps` already, or has several
+    stages, which cannot be made longer.
     """
-    started = load_config(Path(run))
+    folder = as_path(run)
+    started = load_config(folder)
     start_processes()
-    return _run(_settled(started, tell, begun=True), Path(run), until, on_progress, {})
+    if steps is not None:
+        started = _with_length(started, folder, steps, tell)
+    return _run(_settled(started, tell, begun=True), folder, until, on_progress, {})
+
+
+def _with_length(config: RunConfig, folder: Path, steps: int, tell: Callable[[str], None] | None) -> RunConfig:
+    """The settings of a run with another number of steps. Raises ConfigError or RunError when they cannot be."""
+    if config.stages() or (folder.absolute().parent / STAGES_FILE).is_file():
+        whole = folder if config.stages() else folder.absolute().parent
+        raise RunError(
+            f"{whole} consists of several trainings, each learning from the one before, so none of them gets more "
+            f"steps; begin a new run with its weights: leanmask train DATA --weights {whole} --steps {steps} --out RUN"
+        )
+    longer = resolve(merge(config.model_dump(mode="json"), {"train": {"steps": steps, "epochs": None}}))
+    done, before = checkpoint_step(folder / CHECKPOINTS) or 0, config.train.steps
+    if steps == before:
+        return config
+    if steps <= done:
+        raise RunError(
+            f"{folder} has done {done} of its {before} steps; steps are those of the whole training, so give more than "
+            f"{done}"
+        )
+    _tell_all(
+        tell,
+        [
+            f"train.steps = {steps} instead of {before}: from step {done} on the learning rate is that of a run of "
+            f"{steps} steps"
+        ],
+    )
+    return longer
 
 
 def _settled(config: RunConfig, tell: Callable[[str], None] | None, begun: bool = False) -> RunConfig:
@@ -123,16 +171,22 @@ def _train_one(
 ) -> TrainSummary:
     """Start a training in a new folder, or go on with the one that is there. See `stages.TrainOne`."""
     state = start_processes()
-    begun = (folder / "config.yaml").is_file()
-    state.wait_for_everyone()
-    seed_everything(config.train)
-    session = Session(config, folder, state)  # mistakes in data and settings show before anything is written
-    _vary_processes(config.train, state.process_index)
-    if state.is_main_process and not begun:
-        announce()
-        session.write_folder(environment(), reasons)
-    state.wait_for_everyone()
-    return session.run(resume=begun, on_progress=on_progress)
+    begun = (folder / CONFIG_FILE).is_file()
+    with ExitStack() as held:
+        if state.is_main_process and begun:
+            held.enter_context(alone_in(folder))
+        state.wait_for_everyone()
+        seed_everything(config.train)
+        session = Session(config, folder, state)  # mistakes in data and settings show before anything is written
+        _vary_processes(config.train, state.process_index)
+        if state.is_main_process and not begun:
+            announce()
+            held.enter_context(alone_in(folder))
+            session.write_folder(environment(), reasons)
+        elif state.is_main_process:
+            session.keep_length()
+        state.wait_for_everyone()
+        return session.run(resume=begun, on_progress=on_progress)
 
 
 def seed_everything(config: TrainConfig) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from leanmask.config import DataConfig, commented_yaml, without_places
+from leanmask.config import DataConfig, commented_yaml, reasons_in, without_places
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.dataset import EvalDataset, ImageSource, TrainDataset
+from leanmask.data.files import write_atomically
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.data.loader import BatchSizes, StepLoader, evaluation_batches
 from leanmask.data.unlabelled import ImagePool, open_pool, require_apart, unlabelled_sources
-from leanmask.engine.checkpoint import fit_weights, load_weights, weights_metadata
+from leanmask.engine.checkpoint import CHECKPOINTS, checkpoint_step, weights_metadata
 from leanmask.engine.job import Best, Evaluated, Job, TrainResult
 from leanmask.engine.teacher import Teacher
 from leanmask.engine.trainer import train as run_job
@@ -37,8 +38,9 @@ from leanmask.records import Instances, Views
 from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
 from leanmask.reports.evaluation_pictures import EvaluationPictures, spread
 from leanmask.reports.pictures import read_truth
-from leanmask.settings import RunConfig, stored
+from leanmask.settings import CONFIG_FILE, RunConfig, load_config
 from leanmask.settling import annotated, has_validation, labelled_census
+from leanmask.starting import start_student, start_teacher
 from leanmask.summary import BEST_FOLDER, Line, LogLine, OnStep, TrainSummary, score_of
 from leanmask.version import __version__
 
@@ -62,7 +64,9 @@ class Session:
     """One training, put together: data, student, teacher, method and measurement."""
 
     def __init__(self, config: RunConfig, folder: Path, state: PartialState) -> None:
-        """Opens the data and builds the networks. Raises DataError, ConfigError or CheckpointError."""
+        """Opens the data and builds the networks, without the weights that they start as where `folder` has a
+        checkpoint, from which `run` loads them. Raises DataError, ConfigError or CheckpointError.
+        """
         self.config, self.folder, self.state = config, folder, state
         splits = locate(config.data.path)
         names = [config.data.train_split, *([config.data.val_split] if has_validation(splits, config.data) else [])]
@@ -82,15 +86,20 @@ class Session:
         self.method: Method = config.build_method(self._facts(census))
         self.unlabelled = self._unlabelled(splits) if self.method.uses_unlabelled else None
         self.loader = self._loader()
-        self.student: Model = config.build_model(len(self.classes))
-        if config.train.student_weights is not None:
-            self._start_as(self.student, Path(config.train.student_weights))
+        reached = checkpoint_step(folder / CHECKPOINTS)
+        start = config.train.student_weights
+        self.student: Model = config.build_model(len(self.classes), pretrained=start is None and reached is None)
+        if reached is not None:
+            self.student.weights_note = f"the run's own, of step {reached}"
+        elif start is not None:
+            self.student.weights_note = start_student(self.student, Path(start), config, self.classes.names)
         if self.student.needs_rough:
             require_rough(self.labelled, train.annotations)
         self.student.tell_image_counts([census.class_images[name] for name in self.classes.names])
         self.teacher = Teacher(self.student)
-        if config.train.teacher_weights is not None:
-            self._start_as(self.teacher.model, Path(config.train.teacher_weights))
+        if reached is None and config.train.teacher_weights is not None:
+            start_teacher(self.teacher.model, Path(config.train.teacher_weights), config)
+            self.student.weights_note += f"; the teacher starts as {config.train.teacher_weights}"
         self.metrics: dict[str, dict[str, float]] = {}
         measured = evaluation_steps(config, len(self.validation)) if self.validation and self.measurable else 0.0
         self.pace = Pace(config.train.steps, config.train.eval_every_steps, measured)
@@ -119,21 +128,6 @@ class Session:
         except DataError as error:
             return f"{error}: nothing is measured, the teacher is kept"
         return None
-
-    def _start_as(self, model: Model, path: Path) -> None:
-        """Give a network the weights of a file, which must have learned from images normalised as this run's are."""
-        weights, metadata = load_weights(path)
-        if "config" in metadata:
-            theirs, ours = (
-                (each.model.image_mean, each.model.image_std)  # type: ignore[attr-defined]
-                for each in (stored(json.loads(metadata["config"])), self.config)
-            )
-            if theirs != ours:
-                raise ConfigError(
-                    f"{path} was trained with model.image_mean={list(theirs[0])}, model.image_std={list(theirs[1])}; "
-                    f"this run has {list(ours[0])}, {list(ours[1])}: set them alike"
-                )
-        fit_weights(model, weights, path)
 
     def _facts(self, census: Census) -> TrainingFacts:
         counts = [census.per_class[name] for name in self.classes.names]
@@ -208,9 +202,18 @@ class Session:
             (self.folder / "env.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
             (self.folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
             text = commented_yaml(self.config.model_dump(mode="json"), reasons)
-            (self.folder / "config.yaml").write_text(text, encoding="utf-8")
+            (self.folder / CONFIG_FILE).write_text(text, encoding="utf-8")
         except OSError as error:
             raise RunError(f"cannot write the run folder {self.folder}: {error.strerror}") from None
+
+    def keep_length(self) -> None:
+        """Let `config.yaml` of a run that goes on with another number of steps say so."""
+        path, before = self.folder / CONFIG_FILE, load_config(self.folder).train.steps
+        if before == self.config.train.steps:
+            return
+        reasons = reasons_in(path.read_text(encoding="utf-8")) | {"train.steps": f"when resumed; {before} before"}
+        text = commented_yaml(self.config.model_dump(mode="json"), reasons)
+        write_atomically(path, text.encode(), overwrite=True)
 
     def run(self, *, resume: bool, on_progress: OnStep | None) -> TrainSummary:
         """Train to the end, or from the last checkpoint on."""

@@ -25,6 +25,7 @@ from leanmask.models.backbone_config import BackboneConfig
 from leanmask.models.base import Model
 from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, is_timm
 
+CONFIG_FILE = "config.yaml"  # of a run folder
 PRETRAINED_LR_FACTOR = 0.3  # features that are good already change slower than a head that starts at random
 
 
@@ -127,7 +128,7 @@ def stored(settings: dict[str, Any]) -> RunConfig:
 
 def load_config(run: Path) -> RunConfig:
     """The resolved settings of a run folder. Raises RunError when it is none."""
-    path = run / "config.yaml"
+    path = run / CONFIG_FILE
     if not path.is_file():
         raise RunError(f"{run} is no run folder: it has no config.yaml")
     return stored(load_yaml(path))

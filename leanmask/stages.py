@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.data.unlabelled import unlabelled_sources
 from leanmask.engine.distributed import start_processes
+from leanmask.engine.lock import alone_in
 from leanmask.errors import ConfigError, DataError, LeanmaskError, RunError, RunInterrupted, Stopped
 from leanmask.inference import calibration
 from leanmask.inference.predict import load
@@ -75,9 +77,17 @@ class StagedRun:
         self.again = f"leanmask train --resume {folder}" + (f" --until {until}" if self.left else "")
         self.state = start_processes()
         self.trained: list[TrainSummary] = []
+        self.held = ExitStack()  # while it runs, the folder
 
     def run(self) -> TrainSummary:
         """The wanted stages in order; returns the last training's summary with the steps and seconds of all of them."""
+        with self.held:
+            return self._run()
+
+    def _run(self) -> TrainSummary:
+        if (self.folder / STAGES_FILE).is_file() and self.state.is_main_process:
+            self.held.enter_context(alone_in(self.folder))
+        self.state.wait_for_everyone()
         self._require_something_to_learn()
         for stage in self.wanted:
             if isinstance(stage, TrainStage):
@@ -101,7 +111,7 @@ class StagedRun:
         settings["method"] = {}
         if "name" in own.get("model", {}):  # another model than the run's
             own["model"] = _with_backbone(own["model"], settings["model"])
-            settings["model"] = {}
+            settings["model"], settings["train"]["student_weights"] = {}, None
         data = self.config.data.path if stage.data is None else str(self.stage_folder(stage.data).absolute())
         settings = merge(merge(settings, own), {"data": {"path": data}, "train": self._length_of(stage)})
         settings = merge(settings, {"optim": {"lr": settings["optim"]["lr"] * stage.lr_fraction}})
@@ -248,6 +258,7 @@ class StagedRun:
     def _write_folder(self) -> None:
         if (self.folder / STAGES_FILE).is_file():
             return
+        self.held.enter_context(alone_in(self.folder))
         stages: list[dict[str, Any]] = [
             {"name": stage.name, "folder": self.stage_folder(stage.name).name, "trains": isinstance(stage, TrainStage)}
             for stage in self.stages

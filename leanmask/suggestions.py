@@ -28,6 +28,7 @@ from leanmask.inference.doubt import Doubts, is_bare, measure_doubt, networks
 from leanmask.inference.predict import load
 from leanmask.labels.budget import seconds_of
 from leanmask.labels.worth import Candidate, Choice, Doubt, Shelf, Shopping, choose, share_of_mask
+from leanmask.paths import settle_fields
 from leanmask.reports.layout import Table, count
 from leanmask.supervision import Supervision
 
@@ -57,6 +58,7 @@ class SuggestOptions:
     exif: Exif | None = None
 
     def __post_init__(self) -> None:
+        settle_fields(self, paths=("run",))
         self.shopping()
         if self.expected_objects is not None and not 0 < self.expected_objects < math.inf:
             raise ConfigError(f"{self.expected_objects} objects expected on an image; allowed: above 0")

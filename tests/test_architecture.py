@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import leanmask
+
 PACKAGE = Path(__file__).parent.parent / "leanmask"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -24,6 +26,7 @@ BASE = {
     "devices",
     "distributed",
     "processes",
+    "paths",
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -33,11 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     "masks": {"geometry", "rle"},
     "supervision": set(),
     "records": {"geometry", "masks", "supervision"},
-    "config": {"errors"},
+    "config": {"errors", "paths"},
     "costs": {"errors"},
     "devices": {"errors"},
     "distributed": set(),
     "processes": set(),
+    "paths": {"errors"},
     "summary": set(),
     "pace": {"reports.layout"},
     "data": BASE,
@@ -46,9 +50,9 @@ ALLOWED: dict[str, set[str]] = {
     "methods": BASE | {"labels", "models.base"},
     "engine": BASE | {"models.base", "methods.base", "summary"},
     "evaluation": BASE | {"models.base", "labels.calibrate"},
-    "reports": {"errors", "version", "rle", "summary"},
+    "reports": {"errors", "version", "paths", "rle", "summary"},
     # Labelling needs neither tensors nor models: see test_labelling_is_light.
-    "annotate": {"errors", "version", "geometry", "rle", "supervision", "costs", "data"},
+    "annotate": {"errors", "version", "paths", "geometry", "rle", "supervision", "costs", "data"},
 }
 
 
@@ -95,6 +99,7 @@ def test_only_the_wiring_is_unrestricted() -> None:
         "planning",
         "stages",
         "spending",
+        "starting",
         "suggestions",
     }
 
@@ -119,6 +124,30 @@ def test_only_the_command_line_prints_or_exits() -> None:
 def test_importing_is_light() -> None:
     code = "import leanmask, leanmask.reports.page, sys; assert 'torch' not in sys.modules; assert leanmask.__version__"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_public_name_is_a_submodule() -> None:
+    """Importing `leanmask.x` would put the module in the place of the function of that name."""
+    inside = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()}
+    assert "run" in inside
+    assert not inside & (set(leanmask.__all__) - {"__version__"})
+
+
+def test_public_names_stay_functions_whatever_is_imported() -> None:
+    code = """
+import importlib, pkgutil, leanmask
+assert set(leanmask.__all__) <= set(dir(leanmask)), "dir() lists every name"
+names = [found.name for found in pkgutil.walk_packages(leanmask.__path__, "leanmask.") if "__main__" not in found.name]
+for name in names:
+    importlib.import_module(name)
+for name in leanmask.__all__ * 2:
+    found = getattr(leanmask, name)
+    assert callable(found) or isinstance(found, str), f"leanmask.{name} is {found!r}"
+print(len(names))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 200, "every submodule was imported"
 
 
 HEAVY = ("torch", "torchvision", "transformers", "accelerate", "sklearn")

@@ -351,6 +351,17 @@ def test_the_journal_has_means_between_lines_and_tensorboard_the_same(tmp_path: 
     assert board.Scalars("eval/teacher/metrics/AP")[0].step == 4
 
 
+def test_tensorboard_has_the_ap_of_each_class_that_has_one(tmp_path: Path) -> None:
+    rows = [{"name": "cat", "AP": 0.25}, {"name": "big dog", "AP": 0.5}, {"name": "none here", "AP": float("nan")}]
+    with Journal(tmp_path) as journal:
+        journal.write("eval", 3, {"who": "teacher", "metrics": {"AP": 0.375}, "per_class": rows})
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = [tag for tag in board.Tags()["scalars"] if tag.startswith("per_class_AP/teacher/")]
+    assert len(tags) == 2
+    assert [(event.step, event.value) for event in board.Scalars("per_class_AP/teacher/cat")] == [(3, 0.25)]
+    assert "big dog" in str(fakes.read_lines(tmp_path, "eval")), "the journal has them as they came"
+
+
 def test_progress_is_told_after_every_step(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     train(fakes.make_job(tmp_path, log_every_steps=10, on_progress=lambda step, total, _: steps.append((step, total))))

@@ -19,6 +19,7 @@ from leanmask.annotate.tasks import Job, Kind, Unit, drawn_things, units_of
 from leanmask.data.files import write_json
 from leanmask.data.views.canvas import Exif
 from leanmask.errors import ConfigError, DataError
+from leanmask.paths import settle_fields
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class AnnotateOptions:
     store: Path | None = None
     exif: Exif | None = None
     val_share: float | None = None
+
+    def __post_init__(self) -> None:
+        settle_fields(self, texts=("classes", "annotators"), paths=("review", "queue", "store"))
 
 
 @dataclass(frozen=True)

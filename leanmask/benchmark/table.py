@@ -37,6 +37,7 @@ from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import SplitOptions, split
 from leanmask.devices import machine
 from leanmask.errors import ConfigError, suggest
+from leanmask.paths import settle_fields
 from leanmask.planning.plan import PLANNED_FOR, plan
 from leanmask.processes import end_with_parent
 from leanmask.reports.tables import Table, benchmark_table
@@ -73,6 +74,9 @@ class BenchOptions:
     overrides: tuple[str, ...] = ()
     digits: DigitsSpec | None = None
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        settle_fields(self, texts=("arms", "overrides"), paths=("data", "work", "results"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from leanmask.cli.shared import app
 from leanmask.console import messages, print_json
-from leanmask.errors import LeanmaskError
+from leanmask.errors import ConfigError, LeanmaskError
 
 __all__ = ["app", "main"]
 
@@ -28,6 +28,10 @@ def main() -> None:
     where no verb has more to say of it.
     """
     try:
+        if "" in sys.argv[1:]:  # a variable of the shell that is not set would be read as the current folder
+            raise ConfigError(
+                f"argument {sys.argv.index('', 1)} of the command is empty; write . for the current folder"
+            )
         app()
     except LeanmaskError as error:
         _complain(str(error))

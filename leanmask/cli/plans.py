@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from leanmask.cli.shared import Data, Json, Overrides, Unlabelled, app, named_settings, of_unlabelled, tell_changes
+from leanmask.cli.shared import (
+    Data,
+    Json,
+    Overrides,
+    Unlabelled,
+    Weights,
+    app,
+    named_settings,
+    of_unlabelled,
+    tell_changes,
+)
 from leanmask.config import load_yaml, merge
 from leanmask.console import output, print_json, progress
 from leanmask.costs import LabelCosts
@@ -34,6 +44,7 @@ def plan(
         float | None, typer.Option(help="The longest that the training may take. [default: 20, on a GPU no limit]")
     ] = None,
     unlabelled: Unlabelled = None,
+    weights: Weights = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings that are kept.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -45,6 +56,7 @@ def plan(
         data,
         settings=merge(load_yaml(config) if config else {}, of_unlabelled(unlabelled)),
         overrides=[*named_settings(method, model, steps, epochs), *(overrides or ())],
+        weights=weights,
         minutes=minutes,
     )
     if out is not None:

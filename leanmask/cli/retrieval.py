@@ -19,7 +19,10 @@ from leanmask.retrieval.retrieve import retrieve as run_retrieve
 )
 def retrieve(
     data: Data,
-    pool: Annotated[Path, typer.Option(help="Folder of images, searched with all its folders.")],
+    pool: Annotated[
+        list[Path],
+        typer.Option(help="Folder of images, searched with all its folders; may be given several times."),
+    ],
     out: Annotated[Path, typer.Option(help="COCO file of unlabelled images to write; must not exist yet.")],
     classes: Annotated[str, typer.Option(help="Comma-separated class names, or rare.")] = RARE,
     neighbours: Annotated[int, typer.Option(min=1, help="Images per object.")] = 64,

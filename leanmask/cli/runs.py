@@ -14,6 +14,7 @@ from leanmask.cli.shared import (
     Out,
     Overrides,
     Unlabelled,
+    Weights,
     app,
     named_settings,
     of_unlabelled,
@@ -57,10 +58,11 @@ def _listed(names: Iterable[str]) -> str:
     "leanmask train --resume runs/a"
 )
 def train(
+    context: typer.Context,
     data: Annotated[Path | None, typer.Argument(help="Data set: a folder or a data YAML.")] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="New run folder.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue this interrupted run.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run; with --steps to another length.")] = None,
     until: Annotated[
         str | None, typer.Option(help="Of a method of several stages, the last to do now; --resume does the others.")
     ] = None,
@@ -70,7 +72,8 @@ def train(
     model: Annotated[
         str | None, typer.Option(help=f"{_listed(MODELS)}. [default: mask_rcnn; solov2 for pointwssis]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Student updates.")] = None,
+    weights: Weights = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Student updates, with --resume of the whole run.")] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Instead of --steps: passes over the labelled training images.")
     ] = None,
@@ -85,9 +88,11 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model. The same command under torchrun uses many GPUs or machines."""
+    if resume is not None:
+        _refuse_beside_resume(context, data, overrides)
     with progress("training", as_json) as on_progress:
         if resume is not None:
-            summary = run_resume(resume, until=until, on_progress=on_progress, tell=_say)
+            summary = run_resume(resume, steps=steps, until=until, on_progress=on_progress, tell=_say)
         elif data is None or out is None:
             raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
         else:
@@ -96,6 +101,7 @@ def train(
                 out,
                 settings=merge(load_yaml(config) if config else {}, of_unlabelled(unlabelled)),
                 overrides=[*named_settings(method, model, steps, epochs), *(overrides or ())],
+                weights=weights,
                 plan=plan,
                 minutes=minutes,
                 until=until,
@@ -103,6 +109,26 @@ def train(
                 tell=_say,
             )
     say(as_json, summary.to_json(), summary.to_text())
+
+
+_WITH_RESUME = ("resume", "steps", "until", "as_json")
+
+
+def _refuse_beside_resume(context: typer.Context, data: Path | None, overrides: list[str] | None) -> None:
+    """Raises ConfigError that names everything of the command line that a run which goes on cannot take."""
+    named = [f"'{each}'" for each in (data, *(overrides or ())) if each is not None]
+    options = (name for name in context.params if name not in (*_WITH_RESUME, "data", "overrides"))
+    named += [f"--{'no-' * (context.params[name] is False)}{name}" for name in options if _was_named(context, name)]
+    if named:
+        raise ConfigError(
+            f"--resume goes on with the run's own data and settings and takes only --steps and --until beside it, not "
+            f"{', '.join(named)}"
+        )
+
+
+def _was_named(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)  # an enum of click, or of the click that newer typers carry
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _say(sentence: str) -> None:
@@ -241,8 +267,7 @@ _UNREAD = {
 def _refuse_unread(context: typer.Context, names: Iterable[str], reason: str) -> None:
     """Raises ConfigError when the command line names one of these options."""
     for name in names:
-        source = context.get_parameter_source(name)  # an enum of click, or of the click that newer typers carry
-        if source is not None and source.name == "COMMANDLINE":
+        if _was_named(context, name):
             raise ConfigError(f"--{name.replace('_', '-')} {reason}")
 
 

@@ -39,6 +39,12 @@ Unlabelled = Annotated[
 ]
 
 
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Run folder or weights file of the same network to start as; classes of the same name are kept."),
+]
+
+
 def named_settings(method: str | None, model: str | None, steps: int | None, epochs: float | None) -> list[str]:
     """The settings that have an option of their own, as overrides."""
     named = {"method.name": method, "model.name": model, "train.steps": steps, "train.epochs": epochs}

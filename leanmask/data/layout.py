@@ -14,6 +14,7 @@ from leanmask.data.files import IMAGE_SUFFIXES, image_files, why
 from leanmask.data.formats import describe_folder, explain_file
 from leanmask.data.single_file import find_single, folder_of_images, image_folders
 from leanmask.errors import DataError, suggest
+from leanmask.paths import as_path
 
 YAML_SUFFIXES = (".yaml", ".yml")
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled2017", "unlabeled2017")
@@ -43,7 +44,7 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
 
     Raises DataError that says what was looked for, and offers the nearest existing path.
     """
-    path = Path(data).expanduser()
+    path = as_path(data).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist{_nearest(path)}")
     if path.is_file():
@@ -112,7 +113,7 @@ def locate_unlabelled(source: str | Path) -> SplitFiles:
 
     Raises DataError when neither is found.
     """
-    path = Path(source).expanduser()
+    path = as_path(source).expanduser()
     if not path.exists():
         raise DataError(f"{path} does not exist{_nearest(path)}")
     if path.is_dir():

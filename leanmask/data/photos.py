@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 from leanmask.data.coco import ClassMap, ImageRecord
 from leanmask.data.files import image_files
 from leanmask.errors import DataError
+from leanmask.paths import OneOrMorePaths, as_paths
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,18 @@ class Photos:
     classes: ClassMap
 
     @staticmethod
-    def find(images: Sequence[str | Path], classes: ClassMap, lenient: bool = False) -> Photos:
+    def find(images: OneOrMorePaths, classes: ClassMap, lenient: bool = False) -> Photos:
         """Image files, and all images below folders. Raises DataError for what does not exist or is no image; with
         `lenient`, files that are no images stay in and fail when they are read.
         """
         paths: list[Path] = []
-        for item in map(Path, images):
+        named = as_paths(images)
+        for item in named:
             if not item.exists():
                 raise DataError(f"{item} does not exist; name image files or folders of images")
             paths += image_files(item, recursive=True) if item.is_dir() else [item]
         if not paths:
-            raise DataError(f"no images in {', '.join(map(str, images))}")
+            raise DataError(f"no images in {', '.join(map(str, named))}" if named else "no images: none is named")
         return Photos(tuple(paths), tuple(_stored_size(path, lenient) for path in paths), classes)
 
     def __len__(self) -> int:

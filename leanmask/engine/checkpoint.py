@@ -29,6 +29,7 @@ from leanmask.models.base import Model
 from leanmask.version import __version__
 
 FORMAT = 1
+CHECKPOINTS = "checkpoints"  # folder of a run
 _INDEX = "checkpoint.json"
 Weights = dict[str, Tensor]
 
@@ -95,7 +96,17 @@ def _put_in_place(folder: Path, new: Path) -> None:
 
 def has_checkpoint(folder: Path) -> bool:
     """Whether `folder` holds a checkpoint, good or damaged."""
-    return any((folder / name / _INDEX).is_file() for name in ("last", "previous"))
+    return _newest(folder) is not None
+
+
+def _newest(folder: Path) -> Path | None:
+    return next((folder / name for name in ("last", "previous") if (folder / name / _INDEX).is_file()), None)
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """The finished updates of the checkpoint in `folder`; None when there is none. Raises CheckpointError."""
+    found = _newest(folder)
+    return None if found is None else int(_read_index(found)["progress"]["step"])
 
 
 def load_checkpoint(folder: Path, live: Live) -> tuple[dict[str, Any], list[RngState]]:
@@ -103,7 +114,7 @@ def load_checkpoint(folder: Path, live: Live) -> tuple[dict[str, Any], list[RngS
 
     Raises CheckpointError when there is none, it is truncated or damaged, of another version, or of another model.
     """
-    found = next((folder / name for name in ("last", "previous") if (folder / name / _INDEX).is_file()), None)
+    found = _newest(folder)
     if found is None:
         raise CheckpointError(f"there is no checkpoint in {folder}")
     index = _read_index(found)

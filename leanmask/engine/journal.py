@@ -49,7 +49,7 @@ class Journal:
             self._board.close()
 
     def write(self, kind: str, step: int, content: Mapping[str, Any]) -> None:
-        """Append one line; its numbers become TensorBoard curves. NaN and infinity become null."""
+        """Append one line; numbers and the AP of each class become TensorBoard curves. NaN and infinity become null."""
         if not self._active:
             return
         line = json.dumps(_finite({"kind": kind, "step": step, **content}), ensure_ascii=False)
@@ -119,6 +119,13 @@ def _curves(kind: str, content: Mapping[str, Any]) -> list[tuple[str, float]]:
         elif isinstance(value, Mapping):
             numbers = {name: item for name, item in value.items() if isinstance(item, int | float)}
             curves += [(f"{prefix}/{key}/{name}", float(number)) for name, number in numbers.items()]
+        elif key == "per_class":
+            known = {row["name"]: row.get("AP") for row in value}  # NaN: no object of the class
+            curves += [
+                (f"per_class_AP/{content['who']}/{name}", ap)
+                for name, ap in known.items()
+                if isinstance(ap, float) and math.isfinite(ap)
+            ]
     return curves
 
 

@@ -14,7 +14,14 @@ from typing import Any, NoReturn
 import torch
 
 from leanmask.engine import distributed
-from leanmask.engine.checkpoint import Live, has_checkpoint, load_checkpoint, save_checkpoint, save_weights
+from leanmask.engine.checkpoint import (
+    CHECKPOINTS,
+    Live,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from leanmask.engine.interrupts import Interrupts
 from leanmask.engine.job import Best, Evaluated, Job, TrainResult, Wish, farewell
 from leanmask.engine.journal import Journal
@@ -55,7 +62,7 @@ class _Training:
         self.update = Updater(job, self.accelerator, self.optimiser)
         distributed.share_module(job.teacher.model)
         self.live = Live(job.student, job.teacher.model, self.optimiser, job.method)
-        self.checkpoints = job.folder / "checkpoints"
+        self.checkpoints = job.folder / CHECKPOINTS
         usual = WatchRules(stop_windows=job.train.collapse_stop_windows)
         self.watchdog, self.meter = Watchdog(job.watch or usual), Meter()
         self.step = self.bad_in_a_row = self.skipped_steps = 0
@@ -186,7 +193,7 @@ class _Training:
         self.best = distributed.everyones(self.best)[0]
         if self.best is not None and self.best["AP"]:  # patience counts from the first AP above 0
             self.evaluations_since_best = self.evaluations_since_best + 1 if self.best == best_before else 0
-        if self.step == config.steps and self.best is None:
+        if self.step == config.steps and (self.best is None or self.best["AP"] is None):  # nothing was ever measured
             self.keep_best(Best(who="teacher", step=self.step, AP=None))
         if self.stopped_early:
             journal.event(self.step, self.early_stop_message(), stopped_early=True)
@@ -243,6 +250,7 @@ class _Training:
     def progress(self) -> dict[str, Any]:
         return {
             "step": self.step,
+            "steps": self.job.train.steps,
             "bad_in_a_row": self.bad_in_a_row,
             "skipped_steps": self.skipped_steps,
             "unreadable": list(self.unreadable),
@@ -266,12 +274,23 @@ class _Training:
         self.owes_evaluation = saved["owes_evaluation"]
         self.unreadable = dict.fromkeys(saved.get("unreadable", ()))  # checkpoints of before did not count them
         self.evaluations_since_best = saved.get("evaluations_since_best", 0)  # nor these
+        news = self.changed_length(saved.get("steps", self.job.train.steps))
         self.meter.load_state_dict(saved["meter"])
         self.watchdog.load_state_dict(saved["watch"])
         if len(rng) == distributed.world_size():
-            return rng[self.accelerator.process_index], [f"resumed at step {self.step}"]
+            return rng[self.accelerator.process_index], [f"resumed at step {self.step}", *news]
         change = f"by {distributed.world_size()} processes instead of {len(rng)}: random streams start afresh"
-        return capture_rng(), [f"resumed at step {self.step} {change}"]
+        return capture_rng(), [f"resumed at step {self.step} {change}", *news]
+
+    def changed_length(self, before: int) -> list[str]:
+        """What a person should know of a run that was begun with another number of steps. An end that `train.patience`
+        had brought is not one any more: who asks for more steps wants them.
+        """
+        steps = self.job.train.steps
+        if before == steps:
+            return []
+        self.evaluations_since_best = 0
+        return [f"goes on to step {steps} instead of {before}; the learning rate is that of a run of {steps} steps"]
 
     def stop(self, reason: Wish, problem: str, journal: Journal) -> NoReturn:
         """Save and raise the error that says why and how to go on."""

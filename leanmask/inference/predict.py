@@ -30,6 +30,7 @@ from leanmask.evaluation.validator import Validator, score_results, with_calibra
 from leanmask.labels.select import surest
 from leanmask.models.base import Model
 from leanmask.models.spec import is_depthwise
+from leanmask.paths import OneOrMorePaths, as_path
 from leanmask.records import Instances, Views
 from leanmask.reports.collect import RESULTS_NAME
 from leanmask.reports.folders import STAGES_FILE
@@ -154,7 +155,7 @@ def load(run: str | Path, device: str | None = None) -> Loaded:
     """Load a run folder or a weights file. device: "cpu", "cuda", None = what training would take: a GPU
     when there is one, unless ACCELERATE_USE_CPU is set.
     """
-    path = weights_path(Path(run))
+    path = weights_path(as_path(run))
     weights, metadata = load_weights(path)
     if not {"config", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path} was not written by leanmask: it does not say which model and classes it is for")
@@ -185,7 +186,7 @@ def evaluate(
     that `predict` wrote are found by their files, others by their ids. Where an object of the split has a box and no
     mask, box AP is measured, and a note says so.
     """
-    path, files = Path(run), _split(data, split)
+    path, files = as_path(run), _split(data, split)
     if files.annotations is None:
         raise DataError(f"split '{split}' of {data} has no annotations to evaluate against")
     if path.suffix == ".json":
@@ -244,7 +245,7 @@ def _counted(dataset: EvalDataset, loaded: Loaded, batch_size: int, on_progress:
 
 def predict(
     run: str | Path,
-    images: Sequence[str | Path],
+    images: OneOrMorePaths,
     out: str | Path,
     options: PredictOptions = PredictOptions(),
     *,
@@ -252,13 +253,15 @@ def predict(
 ) -> PredictSummary:
     """Segment images and folders of images: COCO results in the user's own category ids, and overlay pictures.
 
+    images: one path or several, as a list or a generator.
+
     Writes `coco_instances_results.json`, `images.json` (COCO's images and categories: which image id is which file,
     and the size of its picture as shown) and `overlays/` into the new folder `out`. Files that cannot be read are left
     out and listed. Raises DataError where none can be read, RunError when `out` exists.
     """
     loaded = load(run)
     photos = Photos.find(images, loaded.classes, lenient=True)
-    with new_folder(Path(out)) as folder:
+    with new_folder(as_path(out)) as folder:
         rows: list[dict[str, Any]] = []
         sizes: dict[int, tuple[int, int]] = {}
         skipped: list[str] = []

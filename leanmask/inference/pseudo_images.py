@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from leanmask.inference.predict import Loaded, few, load, weights_path
 from leanmask.inference.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.labels.select import Qualities, Thresholds, class_quality, decoupled, measure, surest
 from leanmask.models.base import Worth
+from leanmask.paths import OneOrMorePaths, as_path
 from leanmask.records import Instances, Views
 
 OnProgress = Callable[[int, int], None]
@@ -83,7 +84,7 @@ class PseudoSummary:
 
 def pseudo(
     run: str | Path,
-    images: Sequence[str | Path],
+    images: OneOrMorePaths,
     out: str | Path,
     options: PseudoOptions = PseudoOptions(),
     *,
@@ -91,12 +92,14 @@ def pseudo(
 ) -> PseudoSummary:
     """Label images and folders of images with the best network of a run; writes the COCO file `out`.
 
+    images: one path or several, as a list or a generator.
+
     Every object has score, class_quality, mask_quality and provenance; every image says `exhaustive: false`, so that in
     training what was not found is no background, and an object counts as much as its score. Files that cannot be read
     are left out and listed. Killed and called again with the same arguments, it goes on. Raises DataError for no images
     at all, RunError when `out` exists or when unfinished work for `out` came from other arguments.
     """
-    out, state = Path(out), start_processes()
+    out, state = as_path(out), start_processes()
     if out.exists():
         raise RunError(f"{out} exists already and is never overwritten; choose another name")
     loaded = load(run, device=str(state.device))

@@ -26,6 +26,7 @@ from leanmask.inference.refine import RefineOptions, find_refiner, load_refiner,
 from leanmask.inference.shares import file_state, remove_parts, require_same_work
 from leanmask.labels.points import holds_point, published_choice, twins
 from leanmask.masks import encode_crop
+from leanmask.paths import as_path, settle_fields
 from leanmask.supervision import POINTS_AT, PointAt
 
 Row = dict[str, Any]
@@ -49,6 +50,7 @@ class PointOptions:
     point_at: PointAt | None = None
 
     def __post_init__(self) -> None:
+        settle_fields(self, paths=("images", "refiner"))
         for name, allowed in (("rule", RULES), ("point_at", POINTS_AT)):
             given = getattr(self, name)
             if given is not None and given not in allowed:
@@ -94,7 +96,7 @@ def pseudo_points(
     Killed and called again with the same arguments, it goes on. Raises DataError for a file or class that cannot be
     used, ConfigError for a network that takes no points, RunError when `out` exists or unfinished work differs.
     """
-    out = Path(out)
+    out = as_path(out)
     if out.exists():
         raise RunError(f"{out} exists already and is never overwritten; choose another name")
     if options.refiner is None and not options.refined:

@@ -16,6 +16,8 @@ from leanmask.errors import ConfigError
 from leanmask.records import Instances, MaskPredictions, Proposals, Target
 from leanmask.supervision import PointAt
 
+# Where the classes are in a parameter: by dimension, (C, n) positions along it, n for each class.
+ClassAxes = dict[int, Tensor]
 Content = Sequence[tuple[float, float, float, float]]  # of each canvas: xyxy part that the image covers
 Worth = Callable[[Instances], Tensor]  # (N,) bool of the detections of one image: which of them are wanted
 
@@ -105,9 +107,25 @@ class Model(nn.Module, ABC):
     def _no_features(self) -> ConfigError:
         return ConfigError(f"model {type(self).__name__} gives no features of objects; mask_rcnn and its relatives do")
 
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """Where the classes are in each parameter, by its name, that belongs to them in part: what one network may take
+        of another that knows other classes (transfer.py). Parameters of all classes together are not named.
+        """
+        return {}
+
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that `optim.backbone_lr_factor` applies to."""
         return []
+
+
+def class_positions(classes: int, each: int = 1, before: int = 0) -> Tensor:
+    """(C, each) positions of classes that lie one after another, `each` positions a class, behind `before` others."""
+    return before + torch.arange(classes * each).view(classes, each)
+
+
+def output_axes(layer: str, positions: Tensor) -> dict[str, ClassAxes]:
+    """`Model.class_axes` of a layer with weight and bias whose outputs belong to classes. positions: (C, n)."""
+    return {f"{layer}.weight": {0: positions}, f"{layer}.bias": {0: positions}}
 
 
 def only_worth(found: list[Instances], worth: Worth | None) -> list[Instances]:

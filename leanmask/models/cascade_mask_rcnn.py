@@ -22,6 +22,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, TwoMLPHead
 from torchvision.ops import clip_boxes_to_image
 
+from leanmask.models.base import ClassAxes, class_positions, output_axes
 from leanmask.models.mask_rcnn import MaskHeads, MaskPreset, MaskRCNN, MaskRCNNConfig
 from leanmask.models.matching import IGNORED, Thresholds, assign, of_object
 from leanmask.models.two_stage import BOX_CELLS, SMALL, BoxesOf, TwoStageConfig, start_unlikely
@@ -81,6 +82,15 @@ class CascadeHeads(MaskHeads):
             for predictor in self.box_predictors:
                 assert isinstance(predictor, ClassAgnosticPredictor)
                 start_unlikely(predictor.cls_score)
+
+    def box_class_axes(self) -> dict[str, ClassAxes]:
+        """See `RoIHeads.box_class_axes`; boxes are of no class."""
+        found: dict[str, ClassAxes] = {}
+        for number, predictor in enumerate(self.box_predictors):
+            assert isinstance(predictor, ClassAgnosticPredictor)
+            count = predictor.cls_score.out_features - 1
+            found |= output_axes(f"box_predictors.{number}.cls_score", class_positions(count, before=1))
+        return found
 
     def describe(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
         """(K, D) what the last stage makes of boxes (K, 4)."""

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from leanmask.distributed import global_mean
+from leanmask.models.base import ClassAxes, output_axes
 from leanmask.models.pointrend import SMALL_POINTS, CoarseHead, PointHeadConfig, PointHeads, PointPreset
 from leanmask.models.points import uniform_points
 from leanmask.models.two_stage import TwoStage
@@ -87,6 +88,14 @@ class PointNetwork:
         self.parts = [*(i * o for i, o in self.shapes), *(o for _, o in self.shapes)]
         self.parameter_count = sum(self.parts)
 
+    def output_positions(self) -> Tensor:
+        """(outputs, n) where in the vector the weights and the bias of each output are."""
+        inputs, outputs = self.shapes[-1]
+        first = sum(self.parts[: len(self.shapes) - 1])
+        weights = first + torch.arange(inputs * outputs).view(inputs, outputs)
+        biases = self.parameter_count - outputs + torch.arange(outputs)
+        return torch.cat([weights, biases[None]]).T
+
     def random_parameters(self) -> Tensor:
         """(parameter_count,) of a network that is ready to learn: He's, nearly 0 in the last layer; no biases."""
         stds = [math.sqrt(2 / inputs) for inputs, _ in self.shapes[:-1]] + [LAST_LAYER_STD]
@@ -149,6 +158,13 @@ class ImplicitHeads(PointHeads):
 
     def fresh(self) -> tuple[str, ...]:
         return "parameter_head.", "encoding."
+
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """See `Model.class_axes`; the last layer of the point networks has an output for each class."""
+        found = super().class_axes()
+        if self.config.class_agnostic:
+            return found
+        return found | output_axes("parameter_head.last", self.network.output_positions())
 
     def knowledge(self, finest: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         parameters: Tensor = self.scale * self.parameter_head(finest, boxes, image_index)

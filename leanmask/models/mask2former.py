@@ -23,7 +23,17 @@ from torch import Tensor, nn
 from leanmask.distributed import global_mean
 from leanmask.models.backbone import normalise
 from leanmask.models.backbone_config import BackboneConfig
-from leanmask.models.base import Content, Model, Worth, finite_zero, grid_losses, only_worth
+from leanmask.models.base import (
+    ClassAxes,
+    Content,
+    Model,
+    Worth,
+    class_positions,
+    finite_zero,
+    grid_losses,
+    only_worth,
+    output_axes,
+)
 from leanmask.models.canvas_masks import over_boxes, soft_crops
 from leanmask.models.mask2former_network import (
     LARGE_QUERIES,
@@ -157,6 +167,10 @@ class Mask2Former(Model):
         if pretrained:
             spec, wanted = config.backbone_spec(), config.weights
             self.weights_note = config.start_note(load_weights(self.network, spec, wanted) if wanted else None)
+
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """See `Model.class_axes`; behind the classes is the logit of none."""
+        return output_axes("network.class_predictor", class_positions(self.num_classes))
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         encoder = self.network.get_submodule("model.pixel_level_module.encoder")

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from leanmask.models.base import finite_zero
+from leanmask.models.base import ClassAxes, class_positions, finite_zero, output_axes
 from leanmask.models.crops import convolve_crops
 from leanmask.models.mask_losses import has_mask, mask_loss
 from leanmask.models.matching import of_object
@@ -62,6 +62,14 @@ class MaskHeads(RoIHeads):
         self.mask_predictor = MaskRCNNPredictor(preset.mask_channels, preset.mask_channels, channels)
         self.class_agnostic = config.class_agnostic
         self.config = config
+
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """See `Model.class_axes`; a mask of the background comes first and is never used."""
+        found = super().class_axes()
+        if self.class_agnostic:
+            return found
+        count = self.mask_predictor.mask_fcn_logits.out_channels - 1
+        return found | output_axes("mask_predictor.mask_fcn_logits", class_positions(count, before=1))
 
     def mask_losses(
         self, features: Sequence[Tensor], positives: Proposals, targets: Sequence[Target], canvas: tuple[int, int]

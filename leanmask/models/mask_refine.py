@@ -27,7 +27,7 @@ from leanmask.distributed import global_mean
 from leanmask.masks import Crops, Grids
 from leanmask.models.backbone import NORMS, TORCHVISION_NAMES, normalise
 from leanmask.models.backbone_config import BackboneConfig
-from leanmask.models.base import Content, Model, Worth, finite_zero, only_worth
+from leanmask.models.base import ClassAxes, Content, Model, Worth, class_positions, finite_zero, only_worth
 from leanmask.models.canvas_masks import cell_extents, mean_inside
 from leanmask.models.mask_losses import MaskGrid, has_mask, sample_masks
 from leanmask.models.mask_refine_network import COLOURS, Encoder, Inputs, UShape, UShapeSize
@@ -154,6 +154,11 @@ class MaskRefineNet(Model):
     def channels(self) -> int:
         """Of the input: 3 colours, C + 1 heat-maps, the rough mask. 85 for COCO's 80 classes."""
         return COLOURS + self.num_classes + 1 + 1
+
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """See `Model.class_axes`: the first convolution sees a heat-map for each class."""
+        place, _ = self.backbone.first_convolution()
+        return {f"backbone.body.{place}.weight": {1: class_positions(self.num_classes, before=COLOURS + 1)}}
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.backbone.parameters() if parameter.requires_grad]

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from leanmask.distributed import global_mean
-from leanmask.models.base import finite_zero
+from leanmask.models.base import ClassAxes, class_positions, finite_zero, output_axes
 from leanmask.models.mask_losses import (
     annotated_points,
     has_mask,
@@ -289,6 +289,19 @@ class PointRendHeads(PointHeads):
 
     def fresh(self) -> tuple[str, ...]:
         return "coarse_head.", "point_head."
+
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """See `Model.class_axes`; the coarse logits of all classes are inputs of every layer of the point head."""
+        found = super().class_axes()
+        if self.config.class_agnostic:
+            return found
+        found |= output_axes("coarse_head.last", class_positions(self.classes, each=COARSE_CELLS**2))
+        found |= output_axes("point_head.last", class_positions(self.classes))
+        for name, layer in self.point_head.named_modules():
+            if isinstance(layer, nn.Linear):
+                inputs = class_positions(self.classes, before=layer.in_features - self.classes)
+                found.setdefault(f"point_head.{name}.weight", {})[1] = inputs
+        return found
 
     def knowledge(self, finest: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
         coarse = self.coarse_head(finest, boxes, image_index)

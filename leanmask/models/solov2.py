@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from leanmask.distributed import global_mean
 from leanmask.models.backbone import build_backbone, normalise
 from leanmask.models.backbone_config import BackboneConfig
-from leanmask.models.base import Content, Model, Worth, finite_zero, only_worth
+from leanmask.models.base import ClassAxes, Content, Model, Worth, class_positions, finite_zero, only_worth, output_axes
 from leanmask.models.canvas_masks import Limit, cell_extents, mean_inside, over_boxes, tight_crops
 from leanmask.models.mask_losses import keep_points
 from leanmask.models.matching import of_object
@@ -217,6 +217,10 @@ class SOLOv2(Model):
         if pretrained:
             spec, wanted = config.backbone_spec(), config.weights
             self.weights_note = config.start_note(load_backbone(self.backbone, spec, wanted) if wanted else None)
+
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """See `Model.class_axes`."""
+        return output_axes("cells.classes", class_positions(self.num_classes))
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.backbone.body.parameters() if parameter.requires_grad]

@@ -27,7 +27,7 @@ from leanmask.distributed import global_mean
 from leanmask.masks import Grids
 from leanmask.models.backbone import build_backbone, normalise
 from leanmask.models.backbone_config import BackboneConfig
-from leanmask.models.base import Content, Model, Worth, only_worth
+from leanmask.models.base import ClassAxes, Content, Model, Worth, class_positions, only_worth, output_axes
 from leanmask.models.class_losses import class_targets, draw_classes, looked_for, sigmoid_loss, softmax_loss
 from leanmask.models.mask_losses import MaskGrid, MaskMean, PointMean, keep_points
 from leanmask.models.matching import Thresholds, assign, has_box, of_object, sample
@@ -201,6 +201,18 @@ class RoIHeads(nn.Module, ABC):
     def own_masks(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, categories: Tensor) -> Tensor:
         """(K, S, S) mask logits of each box's own class (K,), as fine as inference makes them."""
 
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """See `Model.class_axes`. Branches with masks of each class add theirs."""
+        return self.box_class_axes()
+
+    def box_class_axes(self) -> dict[str, ClassAxes]:
+        """The same of the box branch alone; class logits and boxes have a background first."""
+        count = self.box_predictor.cls_score.out_features - 1
+        return {
+            **output_axes("box_predictor.cls_score", class_positions(count, before=1)),
+            **output_axes("box_predictor.bbox_pred", class_positions(count, each=4, before=4)),
+        }
+
     def fresh(self) -> tuple[str, ...]:
         """Prefixes of parameters, such as "mask_head.", that the weights of a Mask R-CNN do not hold."""
         return ()
@@ -249,6 +261,10 @@ class TwoStage(Model):
     def tell_image_counts(self, counts: Sequence[int]) -> None:
         """See `Model.tell_image_counts`."""
         self.image_counts = torch.tensor(counts, dtype=torch.float32)
+
+    def class_axes(self) -> dict[str, ClassAxes]:
+        """See `Model.class_axes`."""
+        return {f"roi_heads.{name}": axes for name, axes in self.roi_heads.class_axes().items()}
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.backbone.body.parameters() if parameter.requires_grad]

@@ -7,14 +7,15 @@ change what the rules chose. The rules are in rules.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leanmask.config import apply_overrides, commented_yaml, get_setting, load_yaml, merge, set_setting
+from leanmask.config import apply_overrides, as_settings, commented_yaml, get_setting, merge, set_setting
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.errors import ConfigError
+from leanmask.paths import OneOrMoreTexts, PathLike, as_path, as_texts
 from leanmask.planning.fingerprint import Fingerprint, Machine, fingerprint
 from leanmask.planning.published import coco_weights
 from leanmask.planning.rules import LEAST_STEPS, RULES, Choice, Known, remarks
@@ -22,6 +23,7 @@ from leanmask.planning.timing import evaluation_steps, seconds_per_step
 from leanmask.reports.layout import duration
 from leanmask.settings import RunConfig, resolve
 from leanmask.settling import epoch_steps, settle, without_replaced_length
+from leanmask.starting import STUDENT_WEIGHTS, with_model_of_start
 
 PLANNED_FOR = "planned_for"
 USUAL_MINUTES = 20.0  # of a training on a processor, where the user names none
@@ -101,25 +103,41 @@ def plan(
     data: str | Path,
     *,
     settings: Mapping[str, Any] | str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: OneOrMoreTexts = (),
+    weights: PathLike | None = None,
     minutes: float | None = None,
 ) -> Plan:
     """Choose every setting that the user has not: from the data, its labels and the machine.
 
-    settings, overrides: the user's own, as for `train`; they are kept, and what depends on them follows them. minutes:
-    the longest that the training may take; without it 20 on a processor, no limit on a GPU. Raises ConfigError for
-    settings that cannot be, DataError for data that cannot be used.
+    settings, overrides, weights: the user's own, as for `train`; they are kept, and what depends on them follows them.
+    minutes: the longest that the training may take; without it 20 on a processor, no limit on a GPU. Raises ConfigError
+    for settings that cannot be, DataError for data that cannot be used.
     """
-    told = dict(load_yaml(Path(settings)) if isinstance(settings, str | Path) else settings or {})
+    told, overrides = as_settings(settings), as_texts(overrides)
+    if weights is not None:
+        told = set_setting(told, STUDENT_WEIGHTS, str(as_path(weights)))
     made_for = told.pop(PLANNED_FOR, None)
-    own = merge(told, {"data": {"path": str(Path(data).absolute())}})
-    given = apply_overrides(without_replaced_length(own, apply_overrides({}, overrides)), overrides)
+    own = merge(told, {"data": {"path": str(as_path(data).absolute())}})
+    own = apply_overrides(without_replaced_length(own, apply_overrides({}, overrides)), overrides)
+    given = with_model_of_start(own)
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes is {minutes}; a training takes more than 0")
     config = resolve(merge({"model": {"name": "mask_rcnn"}, "method": {"name": "supervised"}}, _shared(given))).data
     found, machine = fingerprint(locate(data), config), Machine.here()
     require_fitting(made_for, found)
-    return choose(found, machine, given, minutes)
+    made = choose(found, machine, given, minutes)
+    if given is own:
+        return made
+    return replace(made, choices=tuple(_of_start(choice, own) for choice in made.choices))
+
+
+def _of_start(choice: Choice, own: Mapping[str, Any]) -> Choice:
+    """A choice as it is told where the network is that of other weights. own: what the user has set."""
+    if not choice.setting.startswith("model.") or get_setting(own, choice.setting, UNSET) is not UNSET:
+        return choice
+    if choice.setting == "model.weights":  # not read, so not worth a line
+        return replace(choice, why=f"{STUDENT_WEIGHTS} takes their place")
+    return replace(choice, why="that of the weights it starts as", given=False)
 
 
 def choose(found: Fingerprint, machine: Machine, given: Mapping[str, Any], minutes: float | None) -> Plan:

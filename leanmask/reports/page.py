@@ -14,6 +14,7 @@ import jinja2
 import yaml
 
 from leanmask.errors import RunError
+from leanmask.paths import OneOrMorePaths, PathLike, as_path, as_paths
 from leanmask.reports import tables
 from leanmask.reports.calibration import frequency_figures, reliability_figures
 from leanmask.reports.collect import RESULTS_NAME, RunSummary, comparable, read_run
@@ -45,7 +46,12 @@ class Section:
 
 
 def write_report(
-    runs: Sequence[Path], out: Path, *, title: str | None = None, overwrite: bool = False, choice: Choice = Choice()
+    runs: OneOrMorePaths,
+    out: PathLike,
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+    choice: Choice = Choice(),
 ) -> Path:
     """Write the report of one or several run folders to `out` and return that path; of a staged run, its trainings.
 
@@ -53,12 +59,12 @@ def write_report(
     pictures. Raises RunError when a folder is no run folder, or when `out` exists (unless `overwrite`) or cannot be
     written.
     """
-    if not runs:
+    folders, out = as_paths(runs), as_path(out)
+    if not folders:
         raise RunError("a report needs at least one run folder")
-    out = Path(out)
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists already and is not overwritten; choose another --out or move it away")
-    summaries = [read_run(training) for run in runs for training in trainings(Path(run))]
+    summaries = [read_run(training) for run in folders for training in trainings(run)]
     write_page(out, render(summaries, title, choice))
     return out
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from leanmask.errors import DataError, RunError
+from leanmask.paths import PathLike, as_path
 from leanmask.reports.overlays import decode, open_upright, to_rle
 from leanmask.reports.page import write_page
 from leanmask.reports.pictures import Picture, draw_picture, read_json
@@ -24,17 +25,17 @@ MARGIN = 0.6  # of the object's longer side, shown around it
 LEAST_SIDE_PX = 48
 
 
-def write_review(pseudo: Path, out: Path, *, images: Path | None = None, most: int = 200) -> Path:
+def write_review(pseudo: PathLike, out: PathLike, *, images: PathLike | None = None, most: int = 200) -> Path:
     """Write a page with the `most` least certain objects of a file that `leanmask pseudo` wrote, and return its path.
 
     Certainty is class quality times mask quality. images: folder that the file names are relative to, by default the
     one that the file itself remembers. Raises DataError for a file without qualities, RunError when `out` exists.
     """
-    out = Path(out)
+    out = as_path(out)
     if out.exists():
         raise RunError(f"{out} exists already and is not overwritten; choose another name")
-    content = read_json(Path(pseudo))
-    folder = images or Path(str(content.get("info", {}).get("image_folder", "")))
+    content = read_json(as_path(pseudo))
+    folder = as_path(images) if images is not None else Path(str(content.get("info", {}).get("image_folder", "")))
     rows = heapq.nsmallest(most, content.get("annotations", ()), key=certainty)
     images_by_id = {image["id"]: image for image in content.get("images", ())}
     names = {category["id"]: category["name"] for category in content.get("categories", ())}

@@ -4,7 +4,6 @@ object crops as queries, 64 neighbours each, duplicates removed).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ import numpy as np
 from PIL import Image
 
 from leanmask.data.coco import AnnotationStore
-from leanmask.data.files import IMAGE_SUFFIXES, write_json
+from leanmask.data.files import IMAGE_SUFFIXES, image_files, write_json
 from leanmask.data.layout import locate
 from leanmask.data.unlabelled import KnownImages
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import DataError, RunError, suggest
+from leanmask.paths import OneOrMorePaths, as_path, as_paths, settle_fields
 from leanmask.reports.contact import Hit, Sheet, write_contact_sheet
 from leanmask.retrieval.embed import Box, Embedder, crop_of, load_embedder, read_upright
 from leanmask.retrieval.index import (
@@ -59,6 +59,9 @@ class RetrieveOptions:
     train: str = "train"
     batch_size: int = 32
 
+    def __post_init__(self) -> None:
+        settle_fields(self, texts=("classes",), paths=("index",))
+
 
 @dataclass(frozen=True)
 class RetrieveSummary:
@@ -98,27 +101,29 @@ class _Queries:
 
 def retrieve(
     data: str | Path,
-    pool: str | Path,
+    pool: OneOrMorePaths,
     out: str | Path,
     options: RetrieveOptions = RetrieveOptions(),
     *,
-    review: Path | None = None,
+    review: str | Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> RetrieveSummary:
-    """Search a folder of images for those like the objects of some classes; writes a COCO file of unlabelled images.
+    """Search folders of images for those like the objects of some classes; writes a COCO file of unlabelled images.
 
-    Images that the data set has already, by content, are never among them. Under torchrun the pool is embedded by all
-    processes; killed and called again, the same command goes on. review: also write a contact sheet. Raises DataError,
-    ConfigError (embeddings of another model, missing extras) or RunError (`out` exists).
+    pool: one folder or several. Images that the data set has already, by content, are never among them. Under torchrun
+    the pool is embedded by all processes; killed and called again, the same command goes on. review: also write a
+    contact sheet. Raises DataError, ConfigError (embeddings of another model, missing extras) or RunError (`out`
+    exists).
     """
-    out, state = Path(out), start_processes()
+    out, state = as_path(out), start_processes()
+    review = None if review is None else as_path(review)
     for path in (out, review):
         if path is not None and path.exists():
             raise RunError(f"{path} exists already and is never overwritten; choose another name")
-    stores = _stores(Path(data))
+    stores = _stores(as_path(data))
     if options.train not in stores:
         raise DataError(f"{data} has no annotated split '{options.train}'{suggest(options.train, stores)}")
-    paths = _pool_files(Path(pool))
+    paths = _pool_files(as_paths(pool))
     names, notes = chosen_classes(stores[options.train], options.classes)
     embedder = load_embedder(options.model, options.weights, str(state.device))
     folder = options.index or out.with_name(f"{out.stem}.index")
@@ -175,18 +180,19 @@ def _stores(data: Path) -> dict[str, AnnotationStore]:
     }
 
 
-def _pool_files(pool: Path) -> list[Path]:
-    if not pool.is_dir():
-        raise DataError(f"{pool} is no folder of images")
-    found = sorted(
-        Path(folder) / name
-        for folder, _, names in os.walk(pool)
-        for name in names
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES
-    )
+def _pool_files(pools: Sequence[Path]) -> list[Path]:
+    """Every image once, in the order of the folders and then of the names."""
+    found: dict[Path, None] = {}
+    for pool in pools:
+        if not pool.is_dir():
+            raise DataError(f"{pool} is no folder of images")
+        inside = image_files(pool, recursive=True)
+        if not inside:
+            raise DataError(f"{pool} has no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+        found |= dict.fromkeys(inside)
     if not found:
-        raise DataError(f"{pool} has no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
+        raise DataError("no folder of images to search is named")
+    return list(found)
 
 
 def _queries(store: AnnotationStore, names: Sequence[str], embedder: Embedder, options: RetrieveOptions) -> _Queries:

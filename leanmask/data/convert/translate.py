@@ -19,6 +19,7 @@ from leanmask.data.layout import locate
 from leanmask.data.predictions import IMAGES_NAME, is_results, read_predictions
 from leanmask.data.views.canvas import image_size
 from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.paths import as_path, settle_fields
 
 FORMATS = ("coco", "label-studio", "cvat")
 
@@ -38,6 +39,7 @@ class ConvertOptions:
     masks: Path | None = None
 
     def __post_init__(self) -> None:
+        settle_fields(self, paths=("images", "like"))
         if self.to not in FORMATS:
             raise ConfigError(f"unknown format '{self.to}'{suggest(self.to, FORMATS)}")
 
@@ -69,7 +71,7 @@ def convert(source: str | Path, out: str | Path, options: ConvertOptions = Conve
 
     Raises DataError for what cannot be read or exists already, ConfigError for an unknown format.
     """
-    source, out = Path(source).expanduser(), Path(out)
+    source, out = as_path(source).expanduser(), as_path(out)
     if out.exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
     content, left = _read(source, options)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from leanmask.data.annotation import Row, Size
 from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.paths import settle_fields
 from leanmask.supervision import POINTS_AT, PointAt
 
 VOC_CLASSES = (
@@ -71,6 +72,7 @@ class SplitOptions:
     mix_points: int = 10
 
     def __post_init__(self) -> None:
+        settle_fields(self, texts=("mask_classes",))
         for name in ("point_noise", "point_bias", "point_displaced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
