@@ -203,7 +203,7 @@ def test_the_image_folder_alone_leads_to_the_labels_above_it(tmp_path: Path) -> 
     picture(tmp_path / "set" / "others" / "2.png")
     with pytest.raises(DataError, match=rf"its images are further up: give {tmp_path / 'set'}\."):
         locate(tmp_path / "set" / "images")
-    with pytest.raises(DataError, match=r"`leanmask annotate`\. Looked for"):
+    with pytest.raises(DataError, match=r"data\.unlabelled\. Looked for"):
         locate(tmp_path / "set" / "others")
 
 

@@ -66,7 +66,8 @@ def locate(data: str | Path) -> dict[str, SplitFiles]:
 def _own_splits(folder: Path) -> dict[str, SplitFiles]:
     """The splits of a folder without those of its labelling folder; none where it has images alone."""
     splits = _described(folder) or _instances_files(folder) or _roboflow(folder)
-    if splits or (folder / LABELLING / ALL_LABELS).is_file():
+    labelled_here = all((folder / LABELLING / name).is_file() for name in (ALL_LABELS, "data.yaml"))
+    if splits or labelled_here:
         return splits
     return {name: SplitFiles(annotations, images, None) for name, (annotations, images) in find_single(folder).items()}
 
