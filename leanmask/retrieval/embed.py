@@ -27,7 +27,7 @@ from leanmask.geometry import Frame, transform_boxes
 from leanmask.inference.predict import Loaded, load, weights_path
 from leanmask.models.backbone import normalise
 from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, PREFIX, Triple
-from leanmask.models.timm_backbones import own_normalisation, require_timm_name
+from leanmask.models.timm_backbones import own_normalisation, require_timm_name, weights_overlay
 from leanmask.records import Instances, Proposals
 from leanmask.retrieval.index import FloatArray
 
@@ -155,9 +155,7 @@ def _timm(name: str, weights: str | None, place: torch.device) -> Embedder:
             f"name the weights of {name} with --weights: a local file, or DEFAULT to download timm's; an untrained "
             "network finds nothing"
         )
-    overlay = {} if weights == "DEFAULT" else {"pretrained_cfg_overlay": {"file": weights}}
-    if overlay and not Path(weights).is_file():
-        raise CheckpointError(f"weights file {weights} does not exist")
+    overlay = {} if weights == "DEFAULT" else {"pretrained_cfg_overlay": weights_overlay(weights)}
     plain, size = name.removeprefix(PREFIX), {}
     if hasattr(timm.get_pretrained_cfg(plain), "input_size") and "dinov2" in plain:
         size = {"img_size": SIDE_PX}  # trained at 518 px; the usual retrieval feature is that of 224
