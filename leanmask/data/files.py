@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,19 @@ def why(error: OSError) -> str:
     return _REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
+def require_regular(path: Path) -> None:
+    """Raise OSError when there is no file, or something else than a file of bytes: a pipe or device would be waited for
+    without end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
 def read_json(path: Path | str) -> dict[str, Any]:
     """The JSON object in a file. Raises DataError when it is missing, unreadable, broken or not an object."""
     path = Path(path)
     try:
+        require_regular(path)
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leanmask.data.files import why
+from leanmask.data.files import require_regular, why
 from leanmask.errors import DataError
 
 FILES = ("images.bin", "offsets.npy", "flags.npy", "meta.json")
@@ -82,6 +82,7 @@ class Pack:
 def cache_key(path: Path, variant: str) -> str:
     """Name of the pack of a file's present content. Raises DataError when the file cannot be read."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     except FileNotFoundError:

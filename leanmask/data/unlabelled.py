@@ -14,6 +14,7 @@ from itertools import accumulate, islice
 from pathlib import Path
 
 from leanmask.data.coco import AnnotationStore, ClassMap, ImageRecord
+from leanmask.data.files import require_regular
 from leanmask.data.layout import SplitFiles, locate_unlabelled
 from leanmask.errors import DataError
 
@@ -129,6 +130,7 @@ def _digest(path: Path) -> str:
     """Hash of a file's bytes; empty when it cannot be read."""
     found = hashlib.blake2b(digest_size=16)
     try:
+        require_regular(path)
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 found.update(chunk)

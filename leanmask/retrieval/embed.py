@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from leanmask.data.image_files import open_image
 from leanmask.data.views.augment import fitted_frame
 from leanmask.data.views.canvas import draw_canvas
 from leanmask.devices import default_device
@@ -228,7 +229,7 @@ def crop_of(picture: Image.Image, box: Box, margin: float) -> Image.Image:
 def read_upright(path: Path) -> Image.Image | None:
     """The picture as it is shown (EXIF rotation applied), RGB; None when it cannot be read."""
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except Exception:  # whatever decoders raise on damaged bytes
         return None
