@@ -51,7 +51,7 @@ def test_an_eps_file_starts_no_program(photo_of_another_format: Path) -> None:
 
 @pytest.fixture
 def pipe(tmp_path: Path) -> Iterator[Path]:
-    """A pipe that nobody writes to; should somebody wait for it, it is opened after five seconds, and the test fails."""
+    """A pipe that nobody writes to; who waits for it is let go after five seconds, and the test fails."""
     path = tmp_path / "pipe.jpg"
     os.mkfifo(path)
     waited = threading.Event()
