@@ -50,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "methods": BASE | {"labels", "models.base"},
     "engine": BASE | {"models.base", "methods.base", "summary"},
     "evaluation": BASE | {"models.base", "labels.calibrate"},
-    "reports": {"errors", "version", "paths", "rle", "summary"},
+    "reports": {"errors", "version", "paths", "rle", "summary", "data.image_files"},
     # Labelling needs neither tensors nor models: see test_labelling_is_light.
     "annotate": {"errors", "version", "paths", "geometry", "rle", "supervision", "costs", "data"},
 }

@@ -15,7 +15,8 @@ from leanmask.errors import CheckpointError
 from leanmask.models import weights as weights_module
 from leanmask.models.backbone import BackboneSpec, build_backbone
 from leanmask.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
-from leanmask.models.weights import load_pretrained, read_state
+from leanmask.models.weight_files import read_state
+from leanmask.models.weights import load_pretrained
 
 
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "resnet34", "resnet50", "resnet101", "resnext101"])

@@ -65,6 +65,10 @@ def test_the_cache_follows_the_content(tmp_path: Path, cache: Path) -> None:
     packs = list((cache / "annotations").iterdir())
     assert len(packs) == 2
     for found in packs:  # damaged: noticed and written anew
+        content = (found / "images.bin").read_bytes()
+        (found / "images.bin").write_bytes(content.replace(b'"id":1', b'"id":9'))
+    assert store(tmp_path, row(bbox=[1, 1, 2, 2]))[0].objects[0].id == 1
+    for found in packs:
         (found / "images.bin").write_bytes(b"")
     assert len(store(tmp_path, row(bbox=[1, 1, 2, 2]))[0].objects) == 1
 
@@ -98,6 +102,28 @@ def test_a_cache_that_cannot_be_written_is_replaced(
     assert list(tmp_path.glob("leanmask-*/annotations/*"))
     monkeypatch.setattr(pack_module.tempfile, "tempdir", str(cache))
     with pytest.raises(DataError, match="LEANMASK_CACHE"):
+        store(tmp_path, row(bbox=[1, 1, 2, 3]))
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="modes and owners are POSIX's")
+def test_a_cache_that_others_may_write_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without $LEANMASK_CACHE: somebody else's folder in the shared temporary one holds what somebody else wants."""
+    monkeypatch.delenv("LEANMASK_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    store(tmp_path, row(bbox=[1, 1, 2, 2]))
+    folder = tmp_path / "home" / ".cache" / "leanmask" / "annotations"
+    key = next(folder.iterdir()).name
+    assert pack_module.find_pack(key) is not None
+    for part in (folder, folder.parent):
+        part.chmod(0o777)
+        assert pack_module.find_pack(key) is None
+        part.chmod(0o700)
+    mine = os.getuid()
+    monkeypatch.setattr(pack_module.os, "getuid", lambda: mine + 1)
+    assert pack_module.find_pack(key) is None
+    monkeypatch.setattr(pack_module.Path, "chmod", lambda *_: None)
+    with pytest.raises(DataError, match="another user's, or others may write there"):
         store(tmp_path, row(bbox=[1, 1, 2, 3]))
 
 

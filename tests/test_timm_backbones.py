@@ -17,6 +17,7 @@ from leanmask.errors import CheckpointError, ConfigError
 from leanmask.models.backbone import BackboneSpec, build_backbone
 from leanmask.models.cascade_mask_rcnn import CascadeMaskRCNN, CascadeMaskRCNNConfig
 from leanmask.models.timm_backbones import PlainTransformer, join_windows, split_windows
+from leanmask.retrieval.embed import load_embedder
 from leanmask.settings import resolve
 
 THIN = (("depth", 4), ("embed_dim", 32), ("num_heads", 2))
@@ -140,6 +141,52 @@ def test_a_local_file_is_loaded_and_another_shape_refused(tmp_path: Path) -> Non
         CascadeMaskRCNN(CascadeMaskRCNNConfig(**settings, backbone_options=wider), 3)
     with pytest.raises(CheckpointError, match="does not exist"):
         CascadeMaskRCNN(CascadeMaskRCNNConfig(**settings | {"weights": "none.pth"}, backbone_options=dict(THIN)), 3)
+
+
+class Payload:
+    """What a pickle runs when it is read without care."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_nothing_in_a_file_of_weights_is_run(tmp_path: Path) -> None:
+    """Neither in the file, nor in one that options name, which come with a file of weights."""
+    evil, mark = tmp_path / "evil.pth", tmp_path / "run"
+    torch.save({"state_dict": Payload(mark)}, evil)
+    settings = {"backbone": "timm:resnet10t", "fpn_channels": 16, "box_channels": 16}
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        CascadeMaskRCNN(CascadeMaskRCNNConfig(**settings, weights=str(evil)), 3)
+    with pytest.raises(CheckpointError, match="holds more than tensors"):
+        load_embedder("timm:resnet10t", str(evil))
+    for options in (
+        {"checkpoint_path": str(evil)},
+        {"pretrained_cfg_overlay": {"file": str(evil)}},
+        {"pretrained_cfg": str(evil)},
+        {"depth": [1, str(evil)]},
+    ):
+        with pytest.raises(ConfigError, match=r"model.backbone_options.\w+ is .*allowed are numbers"):
+            CascadeMaskRCNN(CascadeMaskRCNNConfig(**settings, weights=None, backbone_options=options), 3)
+        with pytest.raises(ConfigError, match="allowed are numbers"):  # asked for its depth when settings are checked
+            CascadeMaskRCNNConfig(backbone="timm:eva02_tiny_patch14_224", weights=None, backbone_options=options)
+    assert not mark.exists()
+
+
+def test_a_file_of_timm_in_another_wrapping(tmp_path: Path) -> None:
+    """As timm's own training saves it, of several processes."""
+    source = timm.create_model("resnet10t", features_only=True)
+    path = tmp_path / "model_best.pth.tar.pth"
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in source.state_dict().items()}, "epoch": 3}, path
+    )
+    settings = {"backbone": "timm:resnet10t", "weights": str(path), "fpn_channels": 16, "box_channels": 16}
+    model = CascadeMaskRCNN(CascadeMaskRCNNConfig(**settings), 3)
+    own = model.backbone.body.network.state_dict()  # its norms are frozen and count no batches
+    kept = {name: value for name, value in source.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert all(torch.equal(own[name], value) for name, value in kept.items())
 
 
 def test_unknown_names_offer_the_nearest() -> None:

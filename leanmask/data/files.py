@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ def why(error: OSError) -> str:
     return _REASONS.get(error.errno or 0, error.strerror or str(error))
 
 
+def require_regular(path: Path) -> None:
+    """Raise OSError when there is no file, or something else than a file of bytes: a pipe or device would be waited for
+    without end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+
+
 def read_json(path: Path | str) -> dict[str, Any]:
     """The JSON object in a file. Raises DataError when it is missing, unreadable, broken or not an object."""
     content = read_any_json(path)
@@ -42,6 +51,7 @@ def read_any_json(path: Path | str) -> Any:
     """The JSON in a file, whatever it is. Raises DataError when it is missing, unreadable or broken."""
     path = Path(path)
     try:
+        require_regular(path)
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
@@ -92,6 +102,7 @@ def write_atomically(path: Path, content: bytes, *, overwrite: bool = False) -> 
 def content_digest(path: Path) -> str:
     """Hash of a file's bytes; empty when it cannot be read."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError:

@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 from scipy.fft import dctn
 
+from leanmask.data.image_files import open_image
 from leanmask.geometry import FloatArray
 
 SIDE, FREQUENCIES = 32, 12
@@ -110,7 +111,7 @@ def _reduction(paths: Sequence[Path]) -> float:
     sides = []
     for path in paths[:: max(1, len(paths) // 200)]:
         try:
-            with Image.open(path) as picture:
+            with open_image(path) as picture:
                 sides.append(max(picture.size))
         except Exception:  # Pillow's decoders raise whatever their parsers stumble over
             continue
@@ -120,7 +121,7 @@ def _reduction(paths: Sequence[Path]) -> float:
 def _grey(path: Path, reduction: float) -> FloatArray | None:
     """(h, w) grey values of the reduced picture; None when it is no picture."""
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             size = max(round(picture.width / reduction), 1), max(round(picture.height / reduction), 1)
             picture.draft("L", size)  # JPEG's decoder does most of the work then
             deep = picture.mode.startswith(("I", "F"))

@@ -1,7 +1,8 @@
 """A COCO file cut into one piece of JSON per image, on disk and memory-mapped, so that loader processes share it.
 
 A pack is a folder: images.bin (the pieces end to end), offsets.npy ((n + 1,) int64 byte positions), flags.npy ((n,)
-uint8) and meta.json. It is written once per content of the annotation file and read by every process.
+uint8), meta.json and digest (a hash of the others). It is written once per content of the annotation file and read by
+every process.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -23,11 +25,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leanmask.data.files import why
+from leanmask.data.files import require_regular, why
 from leanmask.errors import DataError
 
+FILES = ("images.bin", "offsets.npy", "flags.npy", "meta.json")
+DIGEST = "digest"
 DAYS_KEPT = 90  # of a pack that nobody opens
-FORMAT = 4  # part of every key: raise it when the pieces change
+FORMAT = 5  # part of every key: raise it when the pieces change
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Pack:
 def cache_key(path: Path, variant: str) -> str:
     """Name of the pack of a file's present content. Raises DataError when the file cannot be read."""
     try:
+        require_regular(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
     except FileNotFoundError:
@@ -93,10 +98,10 @@ def text_key(text: str, variant: str) -> str:
 
 
 def find_pack(key: str) -> Pack | None:
-    """The pack written before under this key, in any of the cache folders."""
-    for folder in _cache_folders():
+    """The pack written before under this key, in any of the cache folders that are the user's alone."""
+    for folder in filter(_trusted, _cache_folders()):
         try:
-            found = Pack(folder / key)
+            found = _open_whole(folder / key)
         except (OSError, ValueError, EOFError):
             continue  # not there, or damaged: it is written anew
         with suppress(OSError):  # somebody else's cache; then it is theirs to forget
@@ -135,6 +140,22 @@ def _write_files(folder: Path, pieces: Iterable[Piece], meta: Callable[[], dict[
     np.save(folder / "offsets.npy", np.cumsum(np.asarray(lengths, dtype=np.int64)))
     np.save(folder / "flags.npy", np.asarray(flags, dtype=np.uint8))
     (folder / "meta.json").write_text(json.dumps(meta()), encoding="utf-8")
+    (folder / DIGEST).write_text(_digest(folder))
+
+
+def _open_whole(folder: Path) -> Pack:
+    """Raises OSError, ValueError or EOFError where the pack is not there or not as it was written."""
+    if (folder / DIGEST).read_text() != _digest(folder):
+        raise ValueError(f"{folder} is damaged")
+    return Pack(folder)
+
+
+def _digest(folder: Path) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            whole.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return whole.hexdigest()
 
 
 def _publish(working: Path, target: Path) -> None:
@@ -142,7 +163,7 @@ def _publish(working: Path, target: Path) -> None:
         working.rename(target)
     except OSError:
         try:
-            Pack(target)  # another process was first
+            _open_whole(target)  # another process was first
         except (OSError, ValueError, EOFError):
             shutil.rmtree(target, ignore_errors=True)  # our own cache, damaged
             working.rename(target)
@@ -164,11 +185,39 @@ def _cache_folders() -> list[Path]:
     return [usual / "annotations", Path(tempfile.gettempdir()) / f"leanmask-{user}" / "annotations"]
 
 
+def _trusted(folder: Path) -> bool:
+    """Whether nobody but this user can have written there: what lies in a shared temporary folder may be anybody's. A
+    folder that the user names is trusted, such as a team's.
+    """
+    chosen = os.environ.get("LEANMASK_CACHE")
+    if not hasattr(os, "getuid") or (chosen and folder.parent == Path(chosen)):
+        return True
+    return all(_only_mine(part) for part in (folder.parent, folder))
+
+
+def _only_mine(folder: Path) -> bool:
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return (
+        stat.S_ISDIR(found.st_mode)
+        and found.st_uid == os.getuid()
+        and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    )
+
+
 def _writable_target(key: str) -> tuple[Path | None, str]:
     reason = ""
     for folder in _cache_folders():
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for part in (folder.parent, folder):
+                part.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if not _trusted(folder):
+                    part.chmod(0o700)  # made by an older version, in a group's mode; another user's cannot be changed
+            if not _trusted(folder):
+                reason = reason or f"{folder} is another user's, or others may write there"
+                continue
             with tempfile.TemporaryFile(dir=folder):
                 return folder / key, ""
         except OSError as error:

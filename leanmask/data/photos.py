@@ -13,6 +13,7 @@ from PIL import Image
 
 from leanmask.data.coco import ClassMap, ImageRecord
 from leanmask.data.files import image_files
+from leanmask.data.image_files import open_image
 from leanmask.errors import DataError
 from leanmask.paths import OneOrMorePaths, as_paths
 
@@ -78,7 +79,7 @@ class Photos:
 
 def _stored_size(path: Path, lenient: bool) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.size
     except (OSError, Image.DecompressionBombError) as error:
         if lenient:

@@ -17,6 +17,7 @@ import skimage
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from leanmask.data.image_files import open_image
 from leanmask.errors import DataError
 from leanmask.geometry import FloatArray
 from leanmask.rle import ByteArray, Region
@@ -108,7 +109,7 @@ def photograph(name: str) -> ByteArray:
     """(H, W, 3) uint8 of a photograph that scikit-image's package carries. Raises DataError when it is missing."""
     path = Path(skimage.__file__).parent / "data" / name
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             return np.asarray(picture.convert("RGB"))
     except OSError:
         found = f"scikit-image {version('scikit-image')} does not carry {name} (looked for {path})"

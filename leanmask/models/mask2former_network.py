@@ -19,7 +19,8 @@ from leanmask.errors import CheckpointError
 from leanmask.models.backbone import build_body
 from leanmask.models.spec import BackboneSpec
 from leanmask.models.timm_backbones import PlainTransformer, SimplePyramid
-from leanmask.models.weights import FILE_SUFFIXES, State, load_backbone, read_state
+from leanmask.models.weight_files import State, read_state
+from leanmask.models.weights import FILE_SUFFIXES, load_backbone
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 CLASS_HEAD = "class_predictor."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -22,6 +23,7 @@ from torchvision.models.convnext import LayerNorm2d
 from leanmask.errors import CheckpointError, ConfigError, suggest
 from leanmask.models.packaged_weights import packaged_weights
 from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, LITE, PREFIX, BackboneSpec, Triple, timm_name
+from leanmask.models.weight_files import read_state
 
 PATCH_PX = 16
 STRIDES = (4, 8, 16, 32)
@@ -29,6 +31,9 @@ PUBLISHED_WINDOW = 16  # tokens along one side, in EVA-02's detectors at 1024 px
 MISMATCHES_TOLD = 3
 PACKAGED = "imagenet"  # the name of the weights that packages carry
 DOWNLOAD = "DEFAULT"
+# Options of a backbone come with files of weights, which anybody may have made. No path and no address is among them:
+# timm would load what is there.
+NAMED_OPTIONS = ("act_layer", "norm_layer")
 
 
 def timm_names() -> list[str]:
@@ -97,7 +102,13 @@ def build_timm(spec: BackboneSpec, stem: bool = False) -> tuple[FeatureMaps | Pl
 
 
 def _create(spec: BackboneSpec, more: dict[str, Any], pretrained: bool, file: str | None = None) -> Any:
-    overlay = {"pretrained_cfg_overlay": {"file": file}} if file else {}
+    for key, value in spec.options:
+        if not (_is_number(value) or (key in NAMED_OPTIONS and isinstance(value, str))):
+            raise ConfigError(
+                f"model.backbone_options.{key} is {value!r}; allowed are numbers, yes and no, lists of them, and names "
+                f"for {' and '.join(NAMED_OPTIONS)}"
+            )
+    overlay = {"pretrained_cfg_overlay": weights_overlay(file)} if file else {}
     name = timm_name(spec.name)
     try:
         return timm.create_model(name, pretrained=pretrained, **more, **dict(spec.options), **overlay)
@@ -106,6 +117,19 @@ def _create(spec: BackboneSpec, more: dict[str, Any], pretrained: bool, file: st
         raise ConfigError(
             f"timm cannot build '{name}' for detection with these options ({told or 'none'}): {error}"
         ) from None
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_number(each) for each in value)
+    return value is None or isinstance(value, bool | int | float)
+
+
+def weights_overlay(file: str) -> dict[str, Any]:
+    """What makes timm take the weights of a local file. The file is read here: timm's own reader has executed what
+    pickled files told it to. Raises CheckpointError.
+    """
+    return {"state_dict": read_state(Path(file)), "file": None, "url": None, "hf_hub_id": None, "source": ""}
 
 
 def _plain_options(spec: BackboneSpec) -> dict[str, Any] | None:
@@ -284,7 +308,7 @@ def _timm_weights(spec: BackboneSpec, weights: str) -> dict[str, Tensor]:
     try:
         return dict(_create(spec, more, True, None if weights == DOWNLOAD else weights).state_dict())
     except Exception as error:  # the hub's client, which timm downloads with, fails in any way
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError | CheckpointError):
             raise
         lines = [line.strip() for line in str(error).split("\n") if line.strip()] or [type(error).__name__]
         told = lines[1 : 1 + MISMATCHES_TOLD] or lines[:1]

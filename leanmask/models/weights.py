@@ -5,11 +5,8 @@ left out.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import WeightsEnum, get_model_weights
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
@@ -17,8 +14,8 @@ from leanmask.errors import CheckpointError, suggest
 from leanmask.models.backbone import TORCHVISION_NAMES
 from leanmask.models.spec import BackboneSpec, is_timm
 from leanmask.models.timm_backbones import FeatureMaps, PlainTransformer, load_timm
+from leanmask.models.weight_files import State, read_state
 
-State = dict[str, Tensor]
 MISMATCHES_TOLD = 3
 FILE_SUFFIXES = (".pth", ".pt", ".safetensors")
 # The layers whose size depends on the number of classes, the only ones that may be left out.
@@ -79,25 +76,6 @@ def _fill_body(body: nn.Module, spec: BackboneSpec, weights: str, state: State |
         return load_timm(body, spec, weights)  # which reads a file itself, as it resamples what differs
     assert state is not None, "only timm's weights are not read here"
     return _fill(body, {name: value for name, value in state.items() if not name.startswith("fc.")}, weights)
-
-
-def read_state(path: Path) -> State:
-    """The tensors of a checkpoint file; nothing in it is executed. Raises CheckpointError when it cannot be read."""
-    if not path.is_file():
-        raise CheckpointError(f"weights file {path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no checkpoint make the readers fail in any way, KeyError included
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise CheckpointError(f"weights file {path} is damaged or holds more than tensors ({reason})") from None
-    for key in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"weights file {path} holds no state dict of tensors")
-    return dict(content)
 
 
 def _download(backbone: str, name: str) -> State:

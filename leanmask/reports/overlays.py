@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from pycocotools import mask as coco_mask
 from scipy.ndimage import minimum_filter1d
 
+from leanmask.data.image_files import open_image
 from leanmask.errors import DataError
 from leanmask.reports.marks import Mark, draw_marks, marks_of
 from leanmask.rle import decode_counts, rle_crop
@@ -124,7 +126,7 @@ def open_upright(path: Any, size: tuple[int, int] | None) -> Image.Image:
     Raises DataError when the file cannot be read or fits neither way.
     """
     try:
-        with Image.open(path) as opened:
+        with open_image(Path(path)) as opened:
             opened.load()
             image: Image.Image = opened.copy()
             upright = ImageOps.exif_transpose(opened)

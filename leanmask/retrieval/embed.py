@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from leanmask.data.image_files import open_image
 from leanmask.data.views.augment import fitted_frame
 from leanmask.data.views.canvas import draw_canvas
 from leanmask.devices import default_device
@@ -27,7 +28,7 @@ from leanmask.geometry import Frame, transform_boxes
 from leanmask.inference.predict import Loaded, load, weights_path
 from leanmask.models.backbone import normalise
 from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, PREFIX, Triple
-from leanmask.models.timm_backbones import own_normalisation, require_timm_name
+from leanmask.models.timm_backbones import own_normalisation, require_timm_name, weights_overlay
 from leanmask.records import Instances, Proposals
 from leanmask.retrieval.index import FloatArray
 
@@ -155,9 +156,7 @@ def _timm(name: str, weights: str | None, place: torch.device) -> Embedder:
             f"name the weights of {name} with --weights: a local file, or DEFAULT to download timm's; an untrained "
             "network finds nothing"
         )
-    overlay = {} if weights == "DEFAULT" else {"pretrained_cfg_overlay": {"file": weights}}
-    if overlay and not Path(weights).is_file():
-        raise CheckpointError(f"weights file {weights} does not exist")
+    overlay = {} if weights == "DEFAULT" else {"pretrained_cfg_overlay": weights_overlay(weights)}
     plain, size = name.removeprefix(PREFIX), {}
     if hasattr(timm.get_pretrained_cfg(plain), "input_size") and "dinov2" in plain:
         size = {"img_size": SIDE_PX}  # trained at 518 px; the usual retrieval feature is that of 224
@@ -230,7 +229,7 @@ def crop_of(picture: Image.Image, box: Box, margin: float) -> Image.Image:
 def read_upright(path: Path) -> Image.Image | None:
     """The picture as it is shown (EXIF rotation applied), RGB; None when it cannot be read."""
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except Exception:  # whatever decoders raise on damaged bytes
         return None

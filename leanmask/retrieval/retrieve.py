@@ -14,6 +14,7 @@ from PIL import Image
 
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.files import IMAGE_SUFFIXES, image_files, write_json
+from leanmask.data.image_files import open_image
 from leanmask.data.layout import locate
 from leanmask.data.unlabelled import KnownImages
 from leanmask.engine.distributed import start_processes
@@ -219,7 +220,7 @@ def _box(box: Any) -> Box:
 
 def _picture(path: Path, size: tuple[int, int]) -> Image.Image:
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             picture = opened.convert("RGB")
     except OSError as error:
         raise DataError(f"cannot read image {path}: {error}") from None

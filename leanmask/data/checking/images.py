@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from leanmask.data.annotation import Fault, Row, Size
 from leanmask.data.checking.rows import image_size
-from leanmask.data.files import why
+from leanmask.data.files import require_regular, why
+from leanmask.data.image_files import open_image
 
 EXIF_ORIENTATION = 0x0112
 THREADS = 2
@@ -47,6 +45,7 @@ class Probe:
 def probe(path: Path) -> Probe:
     """Read and decode one image."""
     try:
+        require_regular(path)
         content = path.read_bytes()
     except FileNotFoundError:
         return Probe(None, 1, "", Fault("image-missing", "file_name", f"{path} does not exist"))
@@ -54,7 +53,7 @@ def probe(path: Path) -> Probe:
         return Probe(None, 1, "", Fault("image-unreadable", "file_name", f"cannot read {path}: {why(error)}"))
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             width, height = image.size
             orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
             # JPEG's decoder still reads every byte but skips most of the arithmetic.

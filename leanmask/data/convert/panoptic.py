@@ -19,6 +19,7 @@ from scipy import ndimage
 from leanmask.data.annotation import Row
 from leanmask.data.convert.shapes import Left, segmentation_from
 from leanmask.data.grouping import categories_of, rows_of
+from leanmask.data.image_files import open_image
 from leanmask.errors import DataError
 
 Ids = npt.NDArray[np.int64]
@@ -102,7 +103,7 @@ def _mask_folder(annotations: list[Row], path: Path) -> Path:
 def _segment_ids(path: Path, size: tuple[Any, Any], where: str) -> Ids:
     """(H, W) ids of the segments of an image."""
     try:
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             colours = np.asarray(picture.convert("RGB"), dtype=np.int64)
     except FileNotFoundError:
         raise DataError(f"{where}: its mask {path} does not exist") from None

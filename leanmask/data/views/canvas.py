@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from leanmask.data.image_files import open_image
 from leanmask.errors import DataError
 from leanmask.geometry import Frame, transform_boxes
 from leanmask.rle import ByteArray
@@ -70,7 +71,7 @@ def read_picture(path: Path, size: tuple[int, int], exif: Exif) -> Image.Image:
 def _read(path: Path, frame: Frame, exif: Exif) -> tuple[Image.Image, float]:
     """The upright picture, and how many times smaller than the file it was decoded."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             orientation = 1 if exif == "ignore" else image.getexif().get(_ORIENTATION, 1)
             _check(path, image, frame, orientation if orientation in _TRANSPOSE else 1, exif)
             reduction = 1 if orientation in _TRANSPOSE else _draft(image, frame)
@@ -86,7 +87,7 @@ def image_size(path: Path, exif: Exif) -> tuple[int, int]:
     Raises UnreadableImage for missing and damaged files.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             orientation = image.getexif().get(_ORIENTATION, 1) if exif == "apply" else 1
             width, height = image.size
     except _BROKEN as error:
