@@ -198,7 +198,7 @@ def test_images_with_parts_labelled_are_trained_on() -> None:
     parts, splits, _ = by_split(content, {}, 1.0)
     assert splits == {1: "val", 2: "train", 3: "unlabelled"}
     assert {name: len(part["images"]) for name, part in parts.items()} == {"train": 1, "val": 1, "unlabelled": 1}
-    assert not parts["val"]["images"][0]["exhaustive"]  # a box without a mask measures nothing
+    assert parts["val"]["images"][0]["exhaustive"]  # boxes without masks are measured as boxes
     assert by_split(content, {2: "train"}, 1.0)[1][2] == "train"
     content["annotations"][1]["weight"] = 0.0  # a rejected pseudo-label
     parts, splits, _ = by_split(content, {}, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,32 @@ def test_images_below_32_px_are_said_and_trained_on(digits: Path, tmp_path: Path
     summary = train(small, tmp_path / "run", overrides=short, tell=told.append)
     assert summary.steps == 1
     assert any("only 20 px" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("stated", "chosen_exif"),
+    [({"shown"}, "apply"), ({"stored"}, "ignore"), ({"shown", "stored"}, None), (set[str](), None)],
+)
+def test_turned_photographs_are_read_as_they_were_annotated(
+    digits: Path, tmp_path: Path, stated: set[str], chosen_exif: str | None
+) -> None:
+    """By the size that the annotations state; where they are of both kinds, nobody can choose."""
+    shutil.copytree(digits, tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        del row["segmentation"]  # in the image's size
+        row["bbox"] = [8, 8, 20, 20]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    for row, kind in zip(content["images"], sorted(stated), strict=False):
+        image = next((tmp_path / "data").rglob(Path(row["file_name"]).name))
+        Image.new("RGB", (64, 48)).save(image, exif=exif)
+        row["width"], row["height"] = (48, 64) if kind == "shown" else (64, 48)
+    path.write_text(json.dumps(content))
+    made = plan(tmp_path / "data", overrides=["model.backbone=tiny"])
+    assert get_setting(made.settings, "data.exif") == chosen_exif
+    assert ("data.exif" in made.reasons) == (chosen_exif is not None)
 
 
 def test_a_plan_is_a_file_that_train_takes(digits: Path, tmp_path: Path, leanmask: Callable[..., Outcome]) -> None:

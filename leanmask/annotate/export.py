@@ -260,9 +260,6 @@ def by_split(
     and into "train" else; an image where something may be missing into "train", because nothing can be measured on it.
     What nobody has labelled is "unlabelled". An image stays in "train" when a class, or every image, would be missing
     there without it. A split without images is left out.
-
-    An image of "val" whose objects have no masks says `exhaustive: false`: nothing can be measured on it until somebody
-    draws them.
     """
     classes: defaultdict[Any, set[int]] = defaultdict(set)
     for row in content["annotations"]:
@@ -298,12 +295,6 @@ def by_split(
     parts = {name: _part(content, {n for n in splits if splits[n] == name}) for name in sorted(set(splits.values()))}
     if "unlabelled" in parts:
         parts["unlabelled"]["annotations"] = []
-    if "val" in parts:
-        lacking = {row["image_id"] for row in parts["val"]["annotations"] if not row.get("segmentation")}
-        images = parts["val"]["images"]
-        parts["val"]["images"] = [
-            {**row, "exhaustive": row["exhaustive"] and row["id"] not in lacking} for row in images
-        ]
     return parts, splits, notes
 
 

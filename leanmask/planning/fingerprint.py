@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,14 @@ from leanmask.config import DataConfig
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import SplitFiles
 from leanmask.data.unlabelled import SPLIT, open_pool, unlabelled_sources
+from leanmask.data.views.canvas import Exif, UnreadableImage, image_size
 from leanmask.devices import cores, use_cpu
 from leanmask.settling import annotated, labelled_census
 from leanmask.supervision import Supervision
 
 READ_IMAGES = 2000  # of a larger split so many are looked at, evenly spread
+OPENED_IMAGES = 200  # likewise, whose files are opened
+EXIF: tuple[Exif, Exif] = ("apply", "ignore")
 GIB = 1024**3
 
 
@@ -59,6 +63,8 @@ class Fingerprint:
     aspect: height over width of a box.
     objects_per_image: over the images that have any.
     val_images: of the validation split that are annotated exhaustively, so that something can be measured.
+    exif: of the images looked at that an EXIF rotation turns, how many are annotated as they are shown ("apply") and as
+    they are stored ("ignore"), by the size that is stated.
     """
 
     classes: tuple[str, ...]
@@ -75,6 +81,7 @@ class Fingerprint:
     aspect: Spread
     objects_per_image: Spread
     val_images: int
+    exif: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def labelled_images(self) -> int:
@@ -167,7 +174,22 @@ def fingerprint(splits: Mapping[str, SplitFiles], data: DataConfig) -> Fingerpri
         aspect=Spread.of(aspects),
         objects_per_image=Spread.of(counts),
         val_images=_val_images(splits, data),
+        exif=_turned(store),
     )
+
+
+def _turned(store: AnnotationStore) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for index in range(0, len(store), max(1, -(-len(store) // OPENED_IMAGES))):
+        record = store[index]
+        try:
+            shown, stored = (image_size(record.path, exif) for exif in EXIF)
+        except UnreadableImage:
+            continue  # the loader's to name
+        if shown != stored:
+            stated = (record.height, record.width)
+            found.update(kind for kind, size in zip(EXIF, (shown, stored), strict=True) if size == stated)
+    return dict(found)
 
 
 def _pool_images(splits: Mapping[str, SplitFiles], data: DataConfig, store: AnnotationStore) -> int:

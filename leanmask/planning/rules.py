@@ -275,6 +275,15 @@ def evaluated_detections(known: Known) -> tuple[Any, str]:
     return max(_rounded(1.1 * most, 50), 100), f"an image has up to {most:.0f} objects"
 
 
+def exif(known: Known) -> tuple[Any, str] | None:
+    applied, ignored = (known.data.exif.get(kind, 0) for kind in ("apply", "ignore"))
+    if bool(applied) == bool(ignored):
+        return None  # of annotations of both kinds training stops at the first
+    if applied:
+        return "apply", f"{applied} images or more are turned by EXIF, and annotated as they are shown"
+    return "ignore", f"{ignored} images or more are turned by EXIF, and annotated as they are stored"
+
+
 def workers(known: Known) -> tuple[Any, str]:
     if known.place == "gpu":
         return max(min(known.machine.cores - 1, 8), 1), "processor cores that feed the GPU"
@@ -286,6 +295,7 @@ RULES: tuple[Rule, ...] = (
     ("model.name", model),
     ("model.backbone", backbone),
     ("model.weights", weights),
+    ("data.exif", exif),
     ("data.image_size", image_size),
     ("model.anchor_sizes", anchor_sizes),
     ("model.rpn_before_nms", proposals_before),
