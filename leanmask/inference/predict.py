@@ -225,7 +225,8 @@ def _score_file(path: Path, files: SplitFiles, options: EvaluateOptions) -> Eval
 def _split(data: str | Path, split: str) -> SplitFiles:
     splits = locate(data)
     if split not in splits:
-        raise DataError(f"{data} has no split '{split}'{suggest(split, splits)}")
+        made = f"; `leanmask split {data} NEW --val 20%` makes one" if split == "val" and "train" in splits else ""
+        raise DataError(f"{data} has no split '{split}'{suggest(split, splits)}{made}")
     return splits[split]
 
 
