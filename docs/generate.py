@@ -143,7 +143,7 @@ def _one(data: str, protocol: str, arm: str, metric: str = "AP", overrides: tupl
     """A metric of seed 0 of an arm in points, with these settings besides; for the prose."""
     for row in reversed(_rows(RESULTS / f"{data}-{protocol}.json")):
         if (row["arm"], row["seed"], tuple(row["overrides"])) == (arm, 0, overrides):
-            return spread([row["metrics"][metric]])
+            return spread([row["metrics"][metric]]) if metric in row["metrics"] else "(not measured)"
     return "(not measured)"
 
 

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
+# Files that take a minute or more: first, or one of the processes waits for the other at the end.
+SLOW_FILES = ("test_torchrun", "test_pointwssis", "test_bench", "test_resume", "test_point_models", "test_speed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in SLOW_FILES)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

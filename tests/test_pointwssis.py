@@ -269,7 +269,8 @@ def test_a_finished_run_says_what_it_was_until_a_stage(staged: TrainSummary) -> 
     assert found.folder == staged.folder
     assert found.left == staged.left == ()
     whole = resume(staged.folder, until="online")
-    assert (whole.steps, whole.left, whole.best) == (staged.steps, (), staged.best)
+    assert (whole.steps, whole.left) == (staged.steps, ())
+    assert whole.to_json()["best"] == staged.to_json()["best"]
 
 
 def test_stages_one_by_one_make_the_same_run(weak: Path, staged: TrainSummary, tmp_path: Path) -> None:
