@@ -154,9 +154,9 @@ def _iou(data: str, protocol: str, arm: str, masks: str) -> str:
     return f"{statistics.fmean(found):.2f}" if found else "(not measured)"
 
 
-def _has(data: str, protocol: str, *arms: str) -> bool:
-    """Whether all of these arms have a row, so that a sentence about them can stand."""
-    there = {arm for _, arm in _arms(RESULTS / f"{data}-{protocol}.json")}
+def _has(data: str, protocol: str, *arms: str, model: str = "mask_rcnn") -> bool:
+    """Whether all of these arms of a model have a row, so that a sentence about them can stand."""
+    there = {arm for name, arm in _arms(RESULTS / f"{data}-{protocol}.json") if name == model + LITE}
     return there.issuperset(arms)
 
 
