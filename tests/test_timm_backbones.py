@@ -175,6 +175,23 @@ def test_nothing_in_a_file_of_weights_is_run(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_a_file_in_which_tensors_are_missing_is_refused(tmp_path: Path) -> None:
+    """timm loads what fits, be it nothing."""
+    whole = timm.create_model("resnet10t", features_only=True).state_dict()
+    lacking = {name: value for name, value in whole.items() if name != "layer2.0.conv1.weight"}
+    settings = {"backbone": "timm:resnet10t", "fpn_channels": 16, "box_channels": 16}
+    for state, sentence in (
+        ({"x": torch.ones(3)}, r"lack \d+ of its \d+ tensors, such as conv1"),
+        (lacking, r"lack 1 of its \d+ tensors, such as layer2.0.conv1.weight"),
+    ):
+        path = tmp_path / "part.safetensors"
+        save_file(state, path)
+        with pytest.raises(CheckpointError, match=sentence):
+            CascadeMaskRCNN(CascadeMaskRCNNConfig(**settings, weights=str(path)), 3)
+        with pytest.raises(CheckpointError, match=sentence):
+            load_embedder("timm:resnet10t", str(path))
+
+
 def test_a_file_of_timm_in_another_wrapping(tmp_path: Path) -> None:
     """As timm's own training saves it, of several processes."""
     source = timm.create_model("resnet10t", features_only=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +109,10 @@ def _create(spec: BackboneSpec, more: dict[str, Any], pretrained: bool, file: st
                 f"model.backbone_options.{key} is {value!r}; allowed are numbers, yes and no, lists of them, and names "
                 f"for {' and '.join(NAMED_OPTIONS)}"
             )
-    overlay = {"pretrained_cfg_overlay": weights_overlay(file)} if file else {}
     name = timm_name(spec.name)
+    make = partial(timm.create_model, name, pretrained=pretrained, **more, **dict(spec.options))
     try:
-        return timm.create_model(name, pretrained=pretrained, **more, **dict(spec.options), **overlay)
+        return with_file(make, file, spec.name) if file else make()
     except (TypeError, AttributeError) as error:
         told = ", ".join(f"{key}={value}" for key, value in spec.options)
         raise ConfigError(
@@ -125,11 +126,28 @@ def _is_number(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
-def weights_overlay(file: str) -> dict[str, Any]:
-    """What makes timm take the weights of a local file. The file is read here: timm's own reader has executed what
-    pickled files told it to. Raises CheckpointError.
+def with_file(make: Callable[..., Any], file: str, name: str) -> Any:
+    """A network of timm with the weights of a local file. make: `timm.create_model` with its other arguments. name: of
+    the network, for errors. The file is read here: timm's own reader has executed what pickled files told it to.
+
+    timm also takes files that lack tensors, or all of them, and says nothing. A tensor that was not loaded is random:
+    it differs between two networks of different seeds. Raises CheckpointError.
     """
-    return {"state_dict": read_state(Path(file)), "file": None, "url": None, "hf_hub_id": None, "source": ""}
+    state = read_state(Path(file))
+    networks = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            source = {"state_dict": dict(state), "file": None, "url": None, "hf_hub_id": None, "source": ""}
+            networks.append(make(pretrained_cfg_overlay=source))
+    first, second = (network.state_dict() for network in networks)
+    lost = [key for key, value in first.items() if not torch.equal(value, second[key])]
+    if lost:
+        told = ", ".join(lost[:MISMATCHES_TOLD])
+        raise CheckpointError(
+            f"weights '{file}' do not fit {name}: they lack {len(lost)} of its {len(first)} tensors, such as {told}"
+        )
+    return networks[0]
 
 
 def _plain_options(spec: BackboneSpec) -> dict[str, Any] | None:

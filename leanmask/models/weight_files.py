@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ def read_state(path: Path) -> State:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make the readers fail in any way, KeyError included
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        if isinstance(error, pickle.UnpicklingError):  # whose advice is to run what is in it
+            reason = "Python objects, which are not read because reading them runs code"
         raise CheckpointError(f"weights file {path} is damaged or holds more than tensors ({reason})") from None
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):

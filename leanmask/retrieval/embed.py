@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +29,7 @@ from leanmask.geometry import Frame, transform_boxes
 from leanmask.inference.predict import Loaded, load, weights_path
 from leanmask.models.backbone import normalise
 from leanmask.models.spec import IMAGENET_MEAN, IMAGENET_STD, PREFIX, Triple
-from leanmask.models.timm_backbones import own_normalisation, require_timm_name, weights_overlay
+from leanmask.models.timm_backbones import own_normalisation, require_timm_name, with_file
 from leanmask.records import Instances, Proposals
 from leanmask.retrieval.index import FloatArray
 
@@ -156,12 +157,12 @@ def _timm(name: str, weights: str | None, place: torch.device) -> Embedder:
             f"name the weights of {name} with --weights: a local file, or DEFAULT to download timm's; an untrained "
             "network finds nothing"
         )
-    overlay = {} if weights == "DEFAULT" else {"pretrained_cfg_overlay": weights_overlay(weights)}
     plain, size = name.removeprefix(PREFIX), {}
     if hasattr(timm.get_pretrained_cfg(plain), "input_size") and "dinov2" in plain:
         size = {"img_size": SIDE_PX}  # trained at 518 px; the usual retrieval feature is that of 224
+    make = partial(timm.create_model, plain, pretrained=True, num_classes=0, **size)
     try:
-        network = timm.create_model(plain, pretrained=True, num_classes=0, **size, **overlay)
+        network = make() if weights == "DEFAULT" else with_file(make, weights, name)
     except (RuntimeError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"weights '{weights}' do not fit {name}: {' '.join(str(error).split())[:300]}") from None
     side = SIDE_PX if size else network.pretrained_cfg["input_size"][-1]
