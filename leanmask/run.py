@@ -22,7 +22,7 @@ from leanmask.config import TrainConfig, apply_overrides, as_settings, merge, se
 from leanmask.devices import capability, training_device, use_cpu
 from leanmask.engine.checkpoint import CHECKPOINTS, checkpoint_step
 from leanmask.engine.distributed import everyones, start_processes, world_size
-from leanmask.engine.lock import alone_in
+from leanmask.engine.lock import LOCK_FILE, alone_in
 from leanmask.errors import ConfigError, RunError, suggest
 from leanmask.paths import OneOrMoreTexts, as_path, as_texts
 from leanmask.planning.plan import PLANNED_FOR
@@ -35,6 +35,8 @@ from leanmask.stages import StagedRun
 from leanmask.starting import STUDENT_WEIGHTS, with_model_of_start
 from leanmask.summary import OnStep, TrainSummary
 from leanmask.version import __version__
+
+BEFORE_CONFIG = {LOCK_FILE, "env.json", "data.json", STAGES_FILE}  # what is written before config.yaml
 
 
 def train(
@@ -230,7 +232,11 @@ def environment() -> dict[str, Any]:
 
 
 def _require_new(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise RunError where anything lies in the folder but what a run leaves that was killed before it had begun."""
+    parts = tuple(f".{name}." for name in (CONFIG_FILE, STAGES_FILE))  # of files that were being written
+    if folder.is_dir() and all(p.name in BEFORE_CONFIG or p.name.startswith(parts) for p in folder.iterdir()):
+        return
+    if folder.exists():
         raise RunError(
             f"{folder} exists already and is never overwritten; choose another folder, or continue the run with "
             f"`leanmask train --resume {folder}`"

@@ -202,7 +202,8 @@ class Session:
             (self.folder / "env.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
             (self.folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
             text = commented_yaml(self.config.model_dump(mode="json"), reasons)
-            (self.folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+            # The last one, whole: without it a folder is one in which no run has begun.
+            write_atomically(self.folder / CONFIG_FILE, text.encode())
         except OSError as error:
             raise RunError(f"cannot write the run folder {self.folder}: {error.strerror}") from None
 

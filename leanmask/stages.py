@@ -46,7 +46,7 @@ from leanmask.methods.base import (
 )
 from leanmask.models import MODELS
 from leanmask.reports.folders import STAGES_FILE
-from leanmask.settings import RunConfig, resolve
+from leanmask.settings import CONFIG_FILE, RunConfig, resolve
 from leanmask.summary import OnStep, TrainSummary
 
 # Starts a training in a new folder, or goes on with the one that is there. The last argument is called when nothing in
@@ -85,7 +85,7 @@ class StagedRun:
             return self._run()
 
     def _run(self) -> TrainSummary:
-        if (self.folder / STAGES_FILE).is_file() and self.state.is_main_process:
+        if (self.folder / CONFIG_FILE).is_file() and self.state.is_main_process:
             self.held.enter_context(alone_in(self.folder))
         self.state.wait_for_everyone()
         self._require_something_to_learn()
@@ -256,7 +256,7 @@ class StagedRun:
             )
 
     def _write_folder(self) -> None:
-        if (self.folder / STAGES_FILE).is_file():
+        if (self.folder / CONFIG_FILE).is_file():
             return
         self.held.enter_context(alone_in(self.folder))
         stages: list[dict[str, Any]] = [
@@ -266,8 +266,9 @@ class StagedRun:
         text = commented_yaml(self.config.model_dump(mode="json"), self.reasons)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "config.yaml", text.encode(), overwrite=True)
-            write_atomically(self.folder / STAGES_FILE, json.dumps({"stages": stages}, indent=1).encode())
+            written = json.dumps({"stages": stages}, indent=1)
+            write_atomically(self.folder / STAGES_FILE, written.encode(), overwrite=True)
+            write_atomically(self.folder / CONFIG_FILE, text.encode())  # the last one: see Session.write_folder
         except (OSError, LeanmaskError) as error:
             raise RunError(f"cannot write the run folder {self.folder}: {error}") from None
 

@@ -13,7 +13,9 @@ import yaml
 from filelock import FileLock
 from run_helpers import TINY, Outcome, train
 
+from leanmask import session, stages
 from leanmask.config import OptimConfig, commented_yaml, merge, reasons_in
+from leanmask.data.files import write_atomically
 from leanmask.engine.checkpoint import load_weights
 from leanmask.engine.lock import LOCK_FILE
 from leanmask.engine.optim import lr_factor
@@ -219,3 +221,55 @@ def test_a_run_that_goes_on_needs_the_weights_it_started_as_no_more(
     start.unlink()
     resume(tmp_path / "run", on_progress=lambda step, total, note: notes.append(note))
     assert "weights: the run's own, of step 2" in notes[-1]
+
+
+# --- a run that was killed before it had begun ---
+
+
+class Killed(BaseException):
+    """As if the process were gone: nobody tidies up."""
+
+
+@pytest.mark.parametrize(
+    ("method", "at"),
+    [("supervised", 0), ("supervised", 1), ("supervised", 2), ("self_training", 0), ("self_training", 1)],
+)
+def test_a_folder_in_which_no_run_has_begun_is_taken_again(
+    sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, at: int
+) -> None:
+    """Killed before the first, second or last of the files that a run's folder is made of; config.yaml is the last."""
+    out, settings = tmp_path / "run", merge(SHORT, {"method": {"name": method}})
+    until = "labels" if method == "self_training" else None
+    written = 0
+
+    def dying(write: Callable[..., Any]) -> Callable[..., Any]:
+        def writing(path: Path, *values: Any, **named: Any) -> Any:
+            nonlocal written
+            if path.parent == out:
+                if written == at:
+                    raise Killed
+                written += 1
+            return write(path, *values, **named)
+
+        return writing
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", dying(Path.write_text))
+        for module in (session, stages):
+            patched.setattr(module, "write_atomically", dying(write_atomically))
+        with pytest.raises(Killed):
+            train(sparse, out, settings=settings, until=until)
+    assert out.is_dir()
+    with pytest.raises(RunError, match="is no run folder"):
+        resume(out)
+    assert train(sparse, out, settings=settings, until=until).folder == out
+
+
+def test_a_folder_with_anything_else_is_not(sparse: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "env.json").write_text("{}")
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="exists already and is never overwritten"):
+        train(sparse, out, settings=SHORT)
+    assert (out / "env.json").read_text() == "{}"
