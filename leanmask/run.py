@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -83,7 +84,7 @@ def train(
         usual = {"model": {"name": "mask_rcnn"}, "method": {"name": "maskbooster"}}
         given = merge(usual, with_model_of_start(own))
     checked = resolve(merge(given, {"data": {"path": str(as_path(data).absolute())}}))
-    return _run(_settled(checked, tell), folder, until, on_progress, reasons)
+    return _run(_settled(checked, tell), folder, until, on_progress, reasons, _train_one)
 
 
 def resume(
@@ -91,6 +92,7 @@ def resume(
     *,
     steps: int | None = None,
     until: str | None = None,
+    accept_new_data: bool = False,
     on_progress: OnStep | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> TrainSummary:
@@ -98,16 +100,18 @@ def resume(
     keeps the precision that it began with.
 
     steps: another length of the whole training, also of a finished run: from the step that was reached on, the learning
-    rate and whatever else follows the length are those of a run of so many steps. until, tell: as in `train`. Raises
-    RunError when `run` is no run folder, is being trained by another process, has done `steps` already, or has several
-    stages, which cannot be made longer.
+    rate and whatever else follows the length are those of a run of so many steps. accept_new_data: go on although
+    images, labels or classes of its data have changed. until, tell: as in `train`. Raises RunError when `run` is no run
+    folder, is being trained by another process, has done `steps` already, has other data now, or has several stages,
+    which cannot be made longer.
     """
     folder = as_path(run)
     started = load_config(folder)
     start_processes()
     if steps is not None:
         started = _with_length(started, folder, steps, tell)
-    return _run(_settled(started, tell, begun=True), folder, until, on_progress, {})
+    train_one = partial(_train_one, accept_new_data=accept_new_data)
+    return _run(_settled(started, tell, begun=True), folder, until, on_progress, {}, train_one)
 
 
 def _with_length(config: RunConfig, folder: Path, steps: int, tell: Callable[[str], None] | None) -> RunConfig:
@@ -152,7 +156,12 @@ def _tell_all(tell: Callable[[str], None] | None, sentences: Sequence[str]) -> N
 
 
 def _run(
-    config: RunConfig, folder: Path, until: str | None, on_progress: OnStep | None, reasons: Mapping[str, str]
+    config: RunConfig,
+    folder: Path,
+    until: str | None,
+    on_progress: OnStep | None,
+    reasons: Mapping[str, str],
+    train_one: Callable[..., TrainSummary],
 ) -> TrainSummary:
     stages = [stage.name for stage in config.stages()]
     if until is not None and until not in stages:
@@ -160,8 +169,8 @@ def _run(
         allowed = suggest(until, stages) if stages else ": it is a single training"
         raise ConfigError(f"method {name} has no stage '{until}'{allowed}")
     if stages:
-        return StagedRun(config, folder, until or stages[-1], _train_one, on_progress, reasons).run()
-    return _train_one(config, folder, on_progress, lambda: None, reasons)
+        return StagedRun(config, folder, until or stages[-1], train_one, on_progress, reasons).run()
+    return train_one(config, folder, on_progress, lambda: None, reasons)
 
 
 def _train_one(
@@ -170,6 +179,7 @@ def _train_one(
     on_progress: OnStep | None,
     announce: Callable[[], None],
     reasons: Mapping[str, str] = MappingProxyType({}),
+    accept_new_data: bool = False,
 ) -> TrainSummary:
     """Start a training in a new folder, or go on with the one that is there. See `stages.TrainOne`."""
     state = start_processes()
@@ -186,6 +196,8 @@ def _train_one(
             held.enter_context(alone_in(folder))
             session.write_folder(environment(), reasons)
         elif state.is_main_process:
+            if (checkpoint_step(folder / CHECKPOINTS) or 0) < config.train.steps:
+                session.require_same_data(accept_new_data)
             session.keep_length()
         state.wait_for_everyone()
         return session.run(resume=begun, on_progress=on_progress)

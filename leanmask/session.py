@@ -44,6 +44,7 @@ from leanmask.starting import start_student, start_teacher
 from leanmask.summary import BEST_FOLDER, Line, LogLine, OnStep, TrainSummary, score_of
 from leanmask.version import __version__
 
+DATA_FILE = "data.json"
 # Pseudo-labels are measured on at most this many training images, spread evenly.
 MEASURED_IMAGES = 200
 UNLABELLED_SEED = 7919
@@ -101,6 +102,7 @@ class Session:
             start_teacher(self.teacher.model, Path(config.train.teacher_weights), config)
             self.student.weights_note += f"; the teacher starts as {config.train.teacher_weights}"
         self.metrics: dict[str, dict[str, float]] = {}
+        self.data_note: str | None = None
         measured = evaluation_steps(config, len(self.validation)) if self.validation and self.measurable else 0.0
         self.pace = Pace(config.train.steps, config.train.eval_every_steps, measured)
         self._pictures: EvaluationPictures | None = None
@@ -192,6 +194,7 @@ class Session:
             "fingerprints": {  # what scores of two runs can be compared on
                 name: store.fingerprint() for name, store in stores.items() if store is self.validation
             },
+            "content": {name: store.fingerprint() for name, store in stores.items()},  # what a resume goes on with
             "splits": {
                 name: {"annotations": str(files.annotations), "images": str(files.images)}
                 for name, files in self.files.items()
@@ -200,12 +203,36 @@ class Session:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "env.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-            (self.folder / "data.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+            (self.folder / DATA_FILE).write_text(json.dumps(data, indent=1), encoding="utf-8")
             text = commented_yaml(self.config.model_dump(mode="json"), reasons)
             # The last one, whole: without it a folder is one in which no run has begun.
             write_atomically(self.folder / CONFIG_FILE, text.encode())
         except OSError as error:
             raise RunError(f"cannot write the run folder {self.folder}: {error.strerror}") from None
+
+    def require_same_data(self, accept_new: bool) -> None:
+        """Raise RunError where classes, images or labels are others than when the run began, or say so where that is
+        accepted. What a run of before this was recorded began with is not known.
+        """
+        try:
+            told = json.loads((self.folder / DATA_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return
+        stores = {self.config.data.train_split: self.labelled, self.config.data.val_split: self.validation}
+        changed = [
+            f"split '{name}'"
+            for name, before in told.get("content", {}).items()
+            if (store := stores.get(name)) is None or store.fingerprint() != before
+        ]
+        if told.get("classes", self.classes.to_json()) != self.classes.to_json():
+            changed = ["the classes", *changed]
+        self.data_note = f"the data have changed since the run began: {', '.join(changed)}" if changed else None
+        if changed and not accept_new:
+            raise RunError(
+                f"the data of {self.folder} have changed since it began ({', '.join(changed)}): images, labels or "
+                "classes are others now. Put them back, train anew (--weights takes this run's weights), or go on all "
+                "the same with --accept-new-data"
+            )
 
     def keep_length(self) -> None:
         """Let `config.yaml` of a run that goes on with another number of steps say so."""
@@ -236,7 +263,12 @@ class Session:
         self._on_progress = on_progress
         census = self.labelled.census()
         told = [census.to_text(), census.empty_classes(), f"weights: {self.student.weights_note}", self.method.notice]
-        told += [self.unmeasured, self.measured.note if self.measured else None, self._useless_patience()]
+        told += [
+            self.data_note,
+            self.unmeasured,
+            self.measured.note if self.measured else None,
+            self._useless_patience(),
+        ]
         self._tell(0, Line("; ".join(part for part in told if part)))
         job = Job(
             student=self.student,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -273,3 +274,53 @@ def test_a_folder_with_anything_else_is_not(sparse: Path, tmp_path: Path) -> Non
     with pytest.raises(RunError, match="exists already and is never overwritten"):
         train(sparse, out, settings=SHORT)
     assert (out / "env.json").read_text() == "{}"
+
+
+# --- a run whose data have changed ---
+
+
+@pytest.mark.parametrize(
+    ("split", "change", "named"),
+    [
+        ("train", lambda content: content["annotations"][0]["bbox"].__setitem__(0, 1), "split 'train'"),
+        ("train", lambda content: content["images"].pop(), "split 'train'"),
+        ("train", lambda content: content["categories"][0].update(name="other"), "the classes"),
+        ("val", lambda content: content["annotations"].pop(), "split 'val'"),
+    ],
+)
+def test_changed_data_are_refused_or_accepted(
+    leanmask: Cli, digits: Path, tmp_path: Path, split: str, change: Callable[[Any], Any], named: str
+) -> None:
+    data = Path(shutil.copytree(digits, tmp_path / "data"))
+    train(data, tmp_path / "run", settings=SHORT)
+    path = data / "annotations" / f"instances_{split}.json"
+    content = json.loads(path.read_text())
+    change(content)
+    kept = {row["id"] for row in content["images"]}
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] in kept]
+    if named == "the classes":  # in both files, or they do not belong together
+        other = data / "annotations" / "instances_val.json"
+        val = json.loads(other.read_text())
+        val["categories"] = content["categories"]
+        other.write_text(json.dumps(val))
+    path.write_text(json.dumps(content))
+    assert resume(tmp_path / "run").steps == 3  # a finished run has no more use for them
+    before = everything_in(tmp_path / "run")
+    outcome = leanmask("train", "--resume", str(tmp_path / "run"), "--steps", "4")
+    assert outcome.code != 0
+    assert "have changed since it began" in outcome.err
+    assert named in outcome.err
+    assert everything_in(tmp_path / "run") == before
+    outcome = leanmask("train", "--resume", str(tmp_path / "run"), "--steps", "4", "--accept-new-data")
+    assert outcome.code == 0
+    assert "the data have changed since the run began" in outcome.err
+    assert load_config(tmp_path / "run").train.steps == 4
+
+
+def test_data_in_another_order_are_the_same(digits: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(digits, tmp_path / "data"))
+    train(data, tmp_path / "run", settings=SHORT)
+    path = data / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "annotations": content["annotations"][::-1]}, indent=2))
+    assert resume(tmp_path / "run", steps=4).steps == 4

@@ -85,6 +85,9 @@ def train(
     plan: Annotated[
         bool, typer.Option("--plan/--no-plan", help="Choose what is not set for these data, or take fixed defaults.")
     ] = True,
+    accept_new_data: Annotated[
+        bool, typer.Option("--accept-new-data", help="With --resume: although the run's data have changed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model. The same command under torchrun uses many GPUs or machines."""
@@ -92,7 +95,16 @@ def train(
         _refuse_beside_resume(context, data, overrides)
     with progress("training", as_json) as on_progress:
         if resume is not None:
-            summary = run_resume(resume, steps=steps, until=until, on_progress=on_progress, tell=_say)
+            summary = run_resume(
+                resume,
+                steps=steps,
+                until=until,
+                accept_new_data=accept_new_data,
+                on_progress=on_progress,
+                tell=_say,
+            )
+        elif accept_new_data:
+            raise ConfigError("--accept-new-data is for a run that goes on; name it with --resume RUN")
         elif data is None or out is None:
             raise ConfigError("name a data set and a new run folder: leanmask train DATA --out RUN")
         else:
@@ -111,7 +123,7 @@ def train(
     say(as_json, summary.to_json(), summary.to_text())
 
 
-_WITH_RESUME = ("resume", "steps", "until", "as_json")
+_WITH_RESUME = ("resume", "steps", "until", "accept_new_data", "as_json")
 
 
 def _refuse_beside_resume(context: typer.Context, data: Path | None, overrides: list[str] | None) -> None:
