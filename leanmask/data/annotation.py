@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from leanmask.supervision import Supervision
 Row = dict[str, Any]
 Size = tuple[int, int]  # (height, width), pixels
 
+MOST_IDS = 2**53  # ids of annotations are below it
 ROUGH = "rough_segmentations"  # masks that are to be improved, beside the true one
 _NUMBERS = {int, float}
 
@@ -109,10 +110,18 @@ def faults(row: Row, size: Size | None) -> Iterator[Fault]:
         yield Fault("malformed", "iscrowd", "a crowd needs a bbox or a segmentation")
 
 
+def usable_id(value: Any) -> TypeGuard[int]:
+    """Whether an annotation can be called so wherever it goes: browsers and JSON readers keep whole numbers exactly up
+    to 2^53, stores of answers from 0 on.
+    """
+    return type(value) is int and 0 <= value < MOST_IDS
+
+
 def _id_faults(row: Row) -> Iterator[Fault]:
-    for key in ("id", "category_id"):
-        if not isinstance(row.get(key), int) or isinstance(row[key], bool):
-            yield Fault("malformed", key, f"{key} must be a whole number, found {row.get(key)!r}")
+    if not usable_id(row.get("id")):
+        yield Fault("malformed", "id", f"id must be a whole number from 0 to below 2^53, found {row.get('id')!r}")
+    if type(row.get("category_id")) is not int:
+        yield Fault("malformed", "category_id", f"category_id must be a whole number, found {row.get('category_id')!r}")
 
 
 def finite_faults(row: Row) -> Iterator[Fault]:

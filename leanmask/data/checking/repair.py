@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from leanmask.data.annotation import Row, finite_faults
+from leanmask.data.annotation import Row, finite_faults, usable_id
 from leanmask.data.checking.losses import losses_of, require_kept
 from leanmask.data.checking.repair_images import Copy, Repair, repair_images, without_nan
 from leanmask.data.checking.repair_rows import repair_row
@@ -143,14 +143,14 @@ def _repair_annotations(copy: Copy) -> None:
 
 
 def _new_ids(copy: Copy, rows: list[Row]) -> list[int]:
-    """The rows' own ids, and new ones for ids that are no whole number or used before."""
-    following = max((row["id"] for row in rows if type(row.get("id")) is int), default=0) + 1
+    """The rows' own ids, and new ones for ids that cannot be used or are used before."""
+    following = max((row["id"] for row in rows if usable_id(row.get("id"))), default=0) + 1
     seen: set[int] = set()
     ids = []
     for row in rows:
         number = row.get("id")
-        if type(number) is not int or number in seen:
-            code = "duplicate-annotation-id" if type(number) is int else "malformed"
+        if not usable_id(number) or number in seen:
+            code = "duplicate-annotation-id" if usable_id(number) else "malformed"
             copy.note(code, f"id changed from {number!r} to {following}", row.get("image_id"), following)
             number, following = following, following + 1
         seen.add(number)
