@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import random
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from leanmask.devices import capability, training_device, use_cpu
 from leanmask.engine.checkpoint import CHECKPOINTS, checkpoint_step
 from leanmask.engine.distributed import everyones, start_processes, world_size
 from leanmask.engine.lock import LOCK_FILE, alone_in
-from leanmask.errors import ConfigError, RunError, suggest
+from leanmask.errors import ConfigError, LeanmaskError, RunError, suggest
 from leanmask.paths import OneOrMoreTexts, as_path, as_texts
 from leanmask.planning.plan import PLANNED_FOR
 from leanmask.planning.plan import plan as make_plan
@@ -200,7 +201,13 @@ def _train_one(
                 session.require_same_data(accept_new_data)
             session.keep_length()
         state.wait_for_everyone()
-        return session.run(resume=begun, on_progress=on_progress)
+        try:
+            return session.run(resume=begun, on_progress=on_progress)
+        except LeanmaskError:
+            # Of a run that has learned nothing nothing is kept, so that it can begin under the same name once it can.
+            if not begun and state.is_main_process and checkpoint_step(folder / CHECKPOINTS) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def seed_everything(config: TrainConfig) -> None:

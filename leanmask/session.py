@@ -45,6 +45,7 @@ from leanmask.summary import BEST_FOLDER, Line, LogLine, OnStep, TrainSummary, s
 from leanmask.version import __version__
 
 DATA_FILE = "data.json"
+FEW_OBJECTS = 20  # of a validation split: one more or less that is found is 5 points of recall
 # Pseudo-labels are measured on at most this many training images, spread evenly.
 MEASURED_IMAGES = 200
 UNLABELLED_SEED = 7919
@@ -92,6 +93,8 @@ class Session:
         self.student: Model = config.build_model(len(self.classes), pretrained=start is None and reached is None)
         if reached is not None:
             self.student.weights_note = f"the run's own, of step {reached}"
+            if reached >= config.train.steps:
+                self.student.weights_note += ", the last: it is finished (--steps N makes a training longer)"
         elif start is not None:
             self.student.weights_note = start_student(self.student, Path(start), config, self.classes.names)
         if self.student.needs_rough:
@@ -130,6 +133,16 @@ class Session:
         except DataError as error:
             return f"{error}: nothing is measured, the teacher is kept"
         return None
+
+    def _few_objects(self) -> str | None:
+        """A sentence where the validation split is so small that its AP says little."""
+        if self.validation is None or not self.measurable:
+            return None
+        count = sum(self.validation.census().objects.values())
+        if count >= FEW_OBJECTS:
+            return None
+        objects = f"{count} object{'s' * (count != 1)}"
+        return f"split '{self.config.data.val_split}' has {objects} to measure on: APs differ by many points by chance"
 
     def _facts(self, census: Census) -> TrainingFacts:
         counts = [census.per_class[name] for name in self.classes.names]
@@ -267,6 +280,7 @@ class Session:
             self.data_note,
             self.unmeasured,
             self.measured.note if self.measured else None,
+            self._few_objects(),
             self._useless_patience(),
         ]
         self._tell(0, Line("; ".join(part for part in told if part)))

@@ -798,6 +798,18 @@ def test_panoptic_quality_against_counting_pixels(seed: int) -> None:
     assert panoptic_quality(rows[0], rows[1], [], SIDE, SIDE) == pytest.approx(naive_quality(predicted, truth))
 
 
+def test_panoptic_quality_of_objects_without_masks_is_of_boxes() -> None:
+    """Of nothing found where there is a box, it is 0, and not the 1 of an empty image."""
+    truth = [{"category_id": 1, "bbox": [2, 2, 10, 10]}]
+    mask = {"segmentation": [[2, 2, 12, 2, 12, 12, 2, 12]]}
+    found = [{"category_id": 1, "bbox": [2, 2, 10, 10], **mask}]
+    assert panoptic_quality([], truth, [], SIDE, SIDE) == 0.0
+    assert panoptic_quality(found, truth, [], SIDE, SIDE) == pytest.approx(1.0)
+    assert panoptic_quality(found, [*truth, {**found[0], "bbox": [14, 14, 2, 2]}], [], SIDE, SIDE) == pytest.approx(
+        2 / 3
+    )
+
+
 def test_panoptic_quality_wants_the_class_and_excuses_crowds() -> None:
     mask, other = rectangle(0, 0, 20, 20), rectangle(24, 24, 20, 20)
     truth = [{"category_id": 1, "segmentation": encoded(mask)}]

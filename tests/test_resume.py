@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import engine_fakes as fakes
 import pytest
 import torch
 
 from leanmask.config import OptimConfig
-from leanmask.engine.checkpoint import load_weights
+from leanmask.engine.checkpoint import CHECKPOINTS, checkpoint_step, load_weights
 from leanmask.engine.trainer import train
-from leanmask.errors import RunError, RunInterrupted
+from leanmask.errors import DataError, RunError, RunInterrupted
+from leanmask.records import Batch
 
 
 class Pause(Exception):
@@ -130,6 +134,40 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(tmp_path: Path, nu
     whole_evaluations = fakes.read_lines(tmp_path / "whole", "eval")
     assert fakes.read_lines(tmp_path / "parts", "eval") == whole_evaluations
     assert [line["step"] for line in whole_evaluations] == [3, 3, 4, 4]
+
+
+def test_an_evaluation_whose_loader_is_killed_is_made_up_for(tmp_path: Path) -> None:
+    """As by SIGTERM to all processes of a training, which schedulers send."""
+    whole = fakes.make_job(tmp_path / "whole", eval_every_steps=2)
+    train(whole)
+    job = fakes.make_job(tmp_path / "parts", eval_every_steps=2)
+
+    def killed(step: int) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    with pytest.raises(RunInterrupted, match="stopped at step 2 of 4"):
+        train(replace(job, evaluate=killed))
+    resumed = fakes.make_job(tmp_path / "parts", eval_every_steps=2)
+    train(resumed, resume=True)
+    assert fakes.same(fakes.everything(whole), fakes.everything(resumed))
+    assert fakes.read_lines(tmp_path / "parts", "eval") == fakes.read_lines(tmp_path / "whole", "eval")
+
+
+def test_what_was_learned_before_data_failed_is_kept(tmp_path: Path) -> None:
+    whole = fakes.make_job(tmp_path / "whole")
+    train(whole)
+
+    def failing(start_step: int) -> Iterator[Batch]:
+        yield from itertools.islice(fakes.fake_batches(start_step), 3 - start_step)
+        raise DataError("images/ is gone")
+
+    with pytest.raises(DataError, match="is gone"):
+        train(fakes.make_job(tmp_path / "parts", batches=failing, checkpoint_every_steps=100))
+    assert checkpoint_step(tmp_path / "parts" / CHECKPOINTS) == 3
+    resumed = fakes.make_job(tmp_path / "parts", checkpoint_every_steps=100)
+    train(resumed, resume=True)
+    assert fakes.same(fakes.everything(whole), fakes.everything(resumed))
 
 
 def test_kill_9_at_any_moment(tmp_path: Path) -> None:

@@ -12,16 +12,17 @@ import engine_fakes as fakes
 import pytest
 import yaml
 from filelock import FileLock
+from PIL import Image
 from run_helpers import TINY, Outcome, train
 
 from leanmask import session, stages
 from leanmask.config import OptimConfig, commented_yaml, merge, reasons_in
-from leanmask.data.files import write_atomically
+from leanmask.data.files import image_files, write_atomically
 from leanmask.engine.checkpoint import load_weights
 from leanmask.engine.lock import LOCK_FILE
 from leanmask.engine.optim import lr_factor
 from leanmask.engine.trainer import train as train_job
-from leanmask.errors import ConfigError, RunError
+from leanmask.errors import ConfigError, DataError, RunError
 from leanmask.reports.collect import read_run
 from leanmask.run import resume
 from leanmask.settings import load_config
@@ -264,6 +265,20 @@ def test_a_folder_in_which_no_run_has_begun_is_taken_again(
     with pytest.raises(RunError, match="is no run folder"):
         resume(out)
     assert train(sparse, out, settings=settings, until=until).folder == out
+
+
+def test_a_run_that_learned_nothing_leaves_nothing(leanmask: Cli, digits: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(digits, tmp_path / "data"))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for path in image_files(data / "images", recursive=True):
+        with Image.open(path) as opened:
+            opened.load()
+        opened.save(path, exif=exif)
+    with pytest.raises(DataError, match=r"set data\.exif"):
+        train(data, tmp_path / "run", settings=SHORT)
+    assert not (tmp_path / "run").exists()
+    assert train(data, tmp_path / "run", settings=merge(SHORT, {"data": {"exif": "ignore"}})).steps == 3
 
 
 def test_a_folder_with_anything_else_is_not(sparse: Path, tmp_path: Path) -> None:

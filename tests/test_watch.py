@@ -77,7 +77,9 @@ def test_steps_without_the_count_are_no_evidence() -> None:
 def test_a_teacher_that_loses_its_ap() -> None:
     watchdog = Watchdog()
     assert watchdog.observe_ap(0.0) == watchdog.observe_ap(0.3) == watchdog.observe_ap(0.16) == []
-    assert watchdog.observe_ap(0.14)[0].startswith("the teacher's AP fell to 0.140 from 0.300: ")
+    assert watchdog.observe_ap(0.14) == ["the teacher's AP fell to 0.140 from 0.300"]  # nothing is pseudo-labelled
+    watchdog.observe({PSEUDO_OBJECTS: 3.0})
+    assert "raise their threshold" in watchdog.observe_ap(0.14)[0]
     assert watchdog.observe_ap(float("nan")) == []
 
 

@@ -31,7 +31,7 @@ from leanmask.engine.rng import RngState, capture_rng, restore_rng, untouched_rn
 from leanmask.engine.step import skipped_files
 from leanmask.engine.update import Outcome, Updater
 from leanmask.engine.watch import Watchdog, WatchRules
-from leanmask.errors import RunError
+from leanmask.errors import DataError, RunError
 from leanmask.records import Batch
 from leanmask.summary import score_of
 
@@ -90,10 +90,15 @@ class _Training:
             with untouched_rng():
                 batches = self.job.batches(self.step)
             restore_rng(rng)
-            if self.owes_evaluation:
-                self.evaluate(journal)
-            while self.step < self.job.train.steps and not self.stopped_early:
-                self.one_step(batches, journal, interrupts)
+            try:
+                if self.owes_evaluation:
+                    self.evaluate(journal, interrupts)
+                while self.step < self.job.train.steps and not self.stopped_early:
+                    self.one_step(batches, journal, interrupts)
+            except DataError:  # such as a folder of images that is gone: what was learned is kept
+                if self.step and distributed.world_size() == 1:
+                    self.save(journal)
+                raise
         distributed.finish_trackers(self.accelerator)
         early, unreadable = self.early_stop_message() if self.stopped_early else None, tuple(self.unreadable)
         return TrainResult(self.step, self.seconds, self.best, self.skipped_steps, unreadable, early)
@@ -112,7 +117,7 @@ class _Training:
         self.meter.add("seconds", {"step": time.perf_counter() - begin, "data": waited})
         self.write_down(outcome, journal)
         wish = self.wish(interrupts) if distributed.world_size() == 1 else Wish(outcome.wish)
-        self.finish(wish, outcome.problem or "", journal)
+        self.finish(wish, outcome.problem or "", journal, interrupts)
 
     def wish(self, interrupts: Interrupts) -> Wish:
         """Why this process wants to stop after the present step; the processes agree on the strongest wish."""
@@ -155,7 +160,7 @@ class _Training:
             if self.main and self.job.on_log:
                 self.job.on_log(self.step, kinds["losses"], seconds["step"])
 
-    def finish(self, wish: Wish, problem: str, journal: Journal) -> None:
+    def finish(self, wish: Wish, problem: str, journal: Journal, interrupts: Interrupts) -> None:
         """Evaluate, save and stop, as far as it is time for it."""
         config = self.job.train
         last = self.step == config.steps
@@ -167,15 +172,21 @@ class _Training:
         if wish != Wish.GO_ON and not last:
             self.stop(wish, problem, journal)
         if self.owes_evaluation:
-            self.evaluate(journal)
+            self.evaluate(journal, interrupts)
         elif self.step % config.checkpoint_every_steps == 0:
             self.save(journal)
 
-    def evaluate(self, journal: Journal) -> None:
+    def evaluate(self, journal: Journal, interrupts: Interrupts) -> None:
         """Measure, write down, keep the better network and save; leaves modes and random streams as they were."""
-        self.owes_evaluation, config = False, self.job.train
-        with untouched_rng():
-            evaluated = self.job.evaluate(self.step)
+        config = self.job.train
+        try:
+            with untouched_rng():
+                evaluated = self.job.evaluate(self.step)
+        except RuntimeError:  # SIGTERM, sent to all processes of the training, ends the loader's
+            if not interrupts.wanted or distributed.world_size() > 1:
+                raise
+            self.stop(Wish.INTERRUPT, "", journal)
+        self.owes_evaluation = False
         self.job.student.train()
         self.job.teacher.model.eval()
         best_before = self.best

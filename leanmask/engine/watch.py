@@ -73,7 +73,9 @@ class Watchdog:
         best, self._best_ap = self._best_ap, max(self._best_ap, ap)
         if not ap < self._rules.ap_fall * best:
             return []
-        return [f"the teacher's AP fell to {ap:.3f} from {best:.3f}: {_ADVICE}"]
+        # Where no pseudo-label was ever counted, the method makes none while it trains.
+        advice = f": {_ADVICE}" if any(self._window.values()) or any(self._history.values()) else ""
+        return [f"the teacher's AP fell to {ap:.3f} from {best:.3f}{advice}"]
 
     def _judge(self, name: str, mean: float) -> list[str]:
         history = self._history[name]

@@ -75,7 +75,9 @@ class PseudoSummary:
             lines.append("the network found no object at all, however unsure")
         elif not self.objects:
             seen = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in self.best.items())
-            lines.append(f"nothing passed the thresholds; the best that was seen: {seen}")
+            lines.append(
+                f"nothing passed the thresholds (--class-quality, --mask-quality); the best that was seen: {seen}"
+            )
         if self.skipped:
             count = len(self.skipped)
             lines.append(f"{count} file{'s' * (count > 1)} could not be read: {few(self.skipped)}")

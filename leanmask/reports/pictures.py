@@ -116,8 +116,11 @@ def panoptic_quality(predicted: Rows, truth: Rows, crowds: Rows, width: int, hei
     """Panoptic quality of one image (Kirillov et al. 2019, Eq. 1): mean IoU of matches times F1, in [0, 1].
 
     A match is a prediction and an object of the same class with mask IoU above 0.5. Predictions that lie mostly in a
-    crowd region are excused. An image without objects and predictions scores 1.
+    crowd region are excused. An image without objects and predictions scores 1. Where an object has a box and no mask,
+    all count by their boxes.
     """
+    if not all(row.get("segmentation") for row in truth):
+        predicted, truth = ([_boxed(row) for row in rows] for rows in (predicted, truth))
     wrong, missed, matched = 0, 0, []
     for category in {row["category_id"] for row in (*predicted, *truth)}:
         mine, real, excuse = (
@@ -139,6 +142,14 @@ def panoptic_quality(predicted: Rows, truth: Rows, crowds: Rows, width: int, hei
         wrong += len(mine) - len(used) - int(excused.sum())
     total = len(matched) + 0.5 * (wrong + missed)
     return sum(matched) / total if total else 1.0
+
+
+def _boxed(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with its box as its mask; without any where it has no box."""
+    if not row.get("bbox"):
+        return dict(row)
+    x, y, width, height = row["bbox"]
+    return {**row, "segmentation": [[x, y, x + width, y, x + width, y + height, x, y + height]]}
 
 
 def read_truth(path: Path) -> Truth:
