@@ -64,8 +64,8 @@ def pooling() -> Works:
 
 def training_step(backbone: str, size_px: int, batch: int, *, bf16: bool, last: bool) -> Callable[[], None]:
     """A supervised step, without the update, of Mask R-CNN."""
-    config = MaskRCNNConfig(backbone=backbone, weights=None, norm="own" if backbone == "lite0" else "frozen_batch")
-    model = MaskRCNN(config, 4).train()
+    weights = "imagenet" if backbone == "lite0" else None
+    model = MaskRCNN(MaskRCNNConfig(backbone=backbone, weights=weights, norm="frozen_batch"), 4).train()
     for name, module in model.named_modules():
         if name.endswith("bn3"):  # residual branches at full strength overflow without statistics
             nn.init.constant_(module.weight, 0.2)
