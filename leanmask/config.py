@@ -7,6 +7,7 @@ names (`_steps`, `_px`, `_fraction`).
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -18,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from leanmask.errors import ConfigError, suggest
-from leanmask.paths import as_path, as_paths
+from leanmask.paths import OneOrMoreTexts, as_path, as_paths, as_texts
 
 END = "...\n"  # of a YAML document that is a single value
 
@@ -211,6 +212,18 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(content).__name__}")
     return content
+
+
+def as_overrides(given: Mapping[str, Any] | OneOrMoreTexts) -> list[str]:
+    """Overrides as a caller of the library gives them, as texts such as "train.steps=300": one, several, or a mapping
+    of dotted names such as {"train.steps": 300}. Raises ConfigError.
+    """
+    if not isinstance(given, Mapping):
+        return as_texts(given)
+    try:
+        return [f"{name}={json.dumps(_plain(value))}" for name, value in given.items()]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"overrides hold a value that no setting has: {error}") from None
 
 
 def as_settings(given: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:

@@ -20,13 +20,13 @@ import torch
 import torchvision
 
 from leanmask.annotate.labels import refresh_labels
-from leanmask.config import TrainConfig, apply_overrides, as_settings, merge, set_setting
+from leanmask.config import TrainConfig, apply_overrides, as_overrides, as_settings, merge, set_setting
 from leanmask.devices import capability, training_device, use_cpu
 from leanmask.engine.checkpoint import CHECKPOINTS, checkpoint_step
 from leanmask.engine.distributed import everyones, start_processes, world_size
 from leanmask.engine.lock import LOCK_FILE, alone_in
 from leanmask.errors import ConfigError, LeanmaskError, RunError, suggest
-from leanmask.paths import OneOrMoreTexts, as_path, as_texts
+from leanmask.paths import OneOrMoreTexts, as_path
 from leanmask.planning.plan import PLANNED_FOR
 from leanmask.planning.plan import plan as make_plan
 from leanmask.reports.folders import STAGES_FILE
@@ -46,7 +46,7 @@ def train(
     out: str | Path,
     *,
     settings: Mapping[str, Any] | str | Path | None = None,
-    overrides: OneOrMoreTexts = (),
+    overrides: Mapping[str, Any] | OneOrMoreTexts = (),
     weights: str | Path | None = None,
     plan: bool = True,
     minutes: float | None = None,
@@ -57,7 +57,7 @@ def train(
     """Train on `data` into the new folder `out`.
 
     Settings come from a plan for this data and this machine (see `leanmask.plan`), from `settings`, a mapping or a YAML
-    file, and from dotted `overrides`, one such as "train.steps=500" or several, later ones winning;
+    file, and from dotted `overrides`, "train.steps=500", several such, or {"train.steps": 500}, later ones winning;
     docs/configuration.md lists them. weights: a run folder or a weights file of the same network that the student
     starts as (`train.student_weights`); classes of the same name are kept, others start fresh. plan: False = its
     defaults in the place of a plan. minutes: of a plan, the longest that the training may take. until: the last stage
@@ -65,7 +65,7 @@ def train(
     Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with a sentence that
     says what to do.
     """
-    folder, told, overrides = as_path(out), as_settings(settings), as_texts(overrides)
+    folder, told, overrides = as_path(out), as_settings(settings), as_overrides(overrides)
     if weights is not None:
         told = set_setting(told, STUDENT_WEIGHTS, str(as_path(weights)))
     if start_processes().is_main_process:

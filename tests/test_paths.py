@@ -13,7 +13,7 @@ from run_helpers import TINY, Outcome, train
 import leanmask as api
 from leanmask.annotate.work import AnnotateOptions
 from leanmask.benchmark.table import BenchOptions
-from leanmask.config import DataConfig, as_settings
+from leanmask.config import DataConfig, apply_overrides, as_overrides, as_settings
 from leanmask.data.withholding.protocols import SplitOptions
 from leanmask.errors import ConfigError, DataError
 from leanmask.inference.predict import PredictOptions
@@ -163,3 +163,18 @@ def test_a_missing_file_is_a_sentence(trained: TrainSummary, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"nowhere\.jpg does not exist"):
         api.predict(trained.folder, str(tmp_path / "nowhere.jpg"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_overrides_are_also_a_mapping() -> None:
+    assert as_overrides({"train.steps": 3, "data.unlabelled": [Path("a"), "b"], "model.weights": None}) == [
+        "train.steps=3",
+        'data.unlabelled=["a", "b"]',
+        "model.weights=null",
+    ]
+    assert as_overrides("train.steps=3") == as_overrides({"train.steps": 3}) == ["train.steps=3"]
+    assert apply_overrides({}, as_overrides({"model.weights": "a b.pth", "augment.scale_jitter": [0.8, 1.25]})) == {
+        "model": {"weights": "a b.pth"},
+        "augment": {"scale_jitter": [0.8, 1.25]},
+    }
+    with pytest.raises(ConfigError, match="a value that no setting has"):
+        as_overrides({"train.steps": object()})

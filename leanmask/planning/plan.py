@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from leanmask.config import apply_overrides, as_settings, commented_yaml, get_setting, merge, set_setting
+from leanmask.config import apply_overrides, as_overrides, as_settings, commented_yaml, get_setting, merge, set_setting
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.errors import ConfigError
-from leanmask.paths import OneOrMoreTexts, PathLike, as_path, as_texts
+from leanmask.paths import OneOrMoreTexts, PathLike, as_path
 from leanmask.planning.fingerprint import Fingerprint, Machine, fingerprint
 from leanmask.planning.published import coco_weights
 from leanmask.planning.rules import LEAST_STEPS, RULES, Choice, Known, remarks
@@ -103,7 +103,7 @@ def plan(
     data: str | Path,
     *,
     settings: Mapping[str, Any] | str | Path | None = None,
-    overrides: OneOrMoreTexts = (),
+    overrides: Mapping[str, Any] | OneOrMoreTexts = (),
     weights: PathLike | None = None,
     minutes: float | None = None,
 ) -> Plan:
@@ -113,7 +113,7 @@ def plan(
     minutes: the longest that the training may take; without it 20 on a processor, no limit on a GPU. Raises ConfigError
     for settings that cannot be, DataError for data that cannot be used.
     """
-    told, overrides = as_settings(settings), as_texts(overrides)
+    told, overrides = as_settings(settings), as_overrides(overrides)
     if weights is not None:
         told = set_setting(told, STUDENT_WEIGHTS, str(as_path(weights)))
     made_for = told.pop(PLANNED_FOR, None)

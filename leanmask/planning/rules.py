@@ -346,7 +346,10 @@ def remarks(known: Known) -> tuple[str, ...]:
             "processor, PL-DC gained nothing (docs/results.md); --method pldc learns from them"
         )
     if not data.val_images:
-        found.append("no validation image is fully annotated, so nothing will be measured")
+        found.append(
+            "there is no validation image that is fully annotated, so nothing will be measured; `leanmask split DATA NEW "
+            "--val 20%` makes a split of such"
+        )
     return tuple(found)
 
 
