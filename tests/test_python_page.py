@@ -14,7 +14,7 @@ import leanmask
 PAGE = Path(__file__).parent.parent / "docs" / "python.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHORTER = {
-    'overrides=["train.steps=400", "train.seed=1"]': "overrides=SMALL",
+    'overrides={"train.steps": 400, "train.seed": 1}': "overrides=SMALL",
     'overrides="train.steps=400"': "overrides=SMALL[:1]",
     "steps=800": "steps=3",
 }

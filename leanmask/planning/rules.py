@@ -347,8 +347,8 @@ def remarks(known: Known) -> tuple[str, ...]:
         )
     if not data.val_images:
         found.append(
-            "there is no validation image that is fully annotated, so nothing will be measured; `leanmask split DATA NEW "
-            "--val 20%` makes a split of such"
+            "there is no validation image that is fully annotated, so nothing will be measured; `leanmask split DATA "
+            "NEW --val 20%` makes a split of such"
         )
     return tuple(found)
 
