@@ -118,6 +118,7 @@ def results() -> str:
     text = environment.get_template("results.md.jinja").render(
         claims=_claims_table(),
         speed=_speed_table(),
+        first=_first_command_table(),
         raw=_raw_rows(),
         ap=_ap,
         one=_one,
@@ -192,6 +193,18 @@ def _speed_table() -> str:
     ]
     headers = ("what", "compared with", "processor", "commit", "ratio", "arithmetic")
     return render_markdown(Table("Time and memory, as a share of what is compared with", headers, lines, 4)).strip()
+
+
+def _first_command_table() -> str:
+    """What `leanmask train DATA --out RUN` makes with nothing set; the last row of each data set."""
+    latest = {row["data"]: row for row in _rows(RESULTS / "first_command.json")}
+    lines = [
+        [name, row["model"], f"{row['image_size']} px", row["commit"], str(row["steps"]),
+         *(spread([row["metrics"][key]]) for key in ("AP", "AP50", "AP75"))]
+        for name, row in sorted(latest.items())
+    ]  # fmt: skip
+    headers = ("data", "network", "images", "commit", "steps", "mask AP", "AP50", "AP75")
+    return render_markdown(Table("The first command", headers, lines, text_columns=4)).strip()
 
 
 def _arithmetic(row: dict[str, Any]) -> str:
