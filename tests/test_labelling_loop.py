@@ -493,6 +493,88 @@ def test_reviewed_photographs_from_elsewhere_are_trained_on(tmp_path: Path) -> N
     assert names(photos, "train") == {"photo0.jpg", "photo1.jpg"}
 
 
+def decisions_on(photos: Path) -> dict[str, list[str]]:
+    """What a review decided, by the name that each photograph has in the labels."""
+    content = read(photos / "labelling" / "labels.json")
+    named = {row["id"]: row["file_name"] for row in content["images"]}
+    found: dict[str, list[str]] = {}
+    for row in content["annotations"]:
+        if "review" in row:
+            found.setdefault(named[row["image_id"]], []).append(row["review"]["decision"])
+    return found
+
+
+def swapped(photos: Path) -> None:
+    """The photograph gets another name, and another picture its old one."""
+    (photos / "photo1.jpg").rename(photos / "IMG_2.jpg")
+    Image.new("RGB", (120, 90), "green").save(photos / "photo1.jpg")
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "review-of-an-earlier-leanmask"])
+def test_decisions_of_a_review_go_with_the_photograph(tmp_path: Path, older: bool) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(1))
+    boxes = [[5, 5, 20, 20], [60, 40, 30, 30]]
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo1.jpg": boxes, "photo2.jpg": boxes[:1]})
+    reviewed(photos, path, {1: "accept", 2: "reject"})
+    if older:
+        (photos / "labelling" / "review-pseudo" / "photographs.json").unlink()
+    swapped(photos)
+    assert not any("decisions of" in note for note in refresh_labels(photos))
+    assert decisions_on(photos) == {"IMG_2.jpg": ["accept", "reject"]}
+    assert names(photos, "train") == {"photo0.jpg", "IMG_2.jpg"}
+    # The page shows the photograph that is meant, and what is said now goes there too.
+    work = session(photos, review=path)
+    assert [picture.path.name for picture in work.source.pictures] == ["IMG_2.jpg", "photo2.jpg"]
+    work.close()
+    asked, summary = reviewed(photos, path, {3: "accept"})
+    assert asked == {1, 2, 3}
+    assert decisions_on(photos) == {"IMG_2.jpg": ["accept", "reject"], "photo2.jpg": ["accept"]}
+    own = read(locate(summary.review)["train"].annotations)
+    assert {row["file_name"] for row in own["images"]} == {"photo0.jpg", "IMG_2.jpg", "photo2.jpg"}
+
+
+def test_decisions_about_a_photograph_that_is_gone_are_kept_and_said(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(1))
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo1.jpg": [[5, 5, 20, 20]], "photo2.jpg": [[5, 5, 20, 20]]})
+    reviewed(photos, path, {1: "accept"})
+    swapped(photos)
+    (photos / "IMG_2.jpg").rename(tmp_path / "away.jpg")
+    (told,) = [note for note in refresh_labels(photos) if "decisions of" in note]
+    assert "photo1.jpg" in told
+    assert decisions_on(photos) == {}
+    asked, _ = reviewed(photos, path, {})
+    assert asked == {2}
+    (tmp_path / "away.jpg").rename(photos / "back.jpg")
+    refresh_labels(photos)
+    assert decisions_on(photos) == {"back.jpg": ["accept"]}
+
+
+def test_pseudo_labels_of_other_classes_go_with_the_photograph_too(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(1))
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo1.jpg": [[5, 5, 20, 20]]})
+    path.write_text(path.read_text().replace('"cat"', '"ship"'))
+    reviewed(photos, path, {1: "accept"})
+    swapped(photos)
+    _, summary = reviewed(photos, path, {})
+    (image,) = read(locate(summary.review)["train"].annotations)["images"]
+    assert image["file_name"] == "IMG_2.jpg"
+
+
+def test_a_photograph_of_val_that_is_gone_holds_no_other_one_out(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(3), val_share=0.99)
+    held = sorted(names(photos, "val"))[0]
+    (photos / held).rename(tmp_path / "away.jpg")
+    Image.new("RGB", (120, 90), "green").save(photos / held)
+    refresh_labels(photos)
+    asked, _ = reviewed(photos, pseudo(photos, tmp_path / "pseudo.json", {held: [[5, 5, 20, 20]]}), {1: "accept"})
+    assert asked == {1}
+    assert decisions_on(photos) == {held: ["accept"]}
+
+
 def test_a_review_has_the_points_of_its_data_set(tmp_path: Path) -> None:
     """Also of a data set with annotations: what people pointed at is in the data that a review leaves."""
     data = write_boxes(tmp_path / "d", images=2, objects=1)

@@ -69,8 +69,8 @@ def annotate_data(
                 say(note)
             if work.review and work.review.left_out:
                 say(
-                    f"{work.review.left_out} pseudo-labels are not asked about: they are on images held out for "
-                    "validation, or of objects that have labels"
+                    f"{work.review.left_out} pseudo-labels are not asked about: they are on images that are gone or "
+                    "held out for validation, or of objects that have labels"
                 )
             if masks:
                 say(f"{masks} of the queue's items are masks, which this page does not draw: see `leanmask convert`")

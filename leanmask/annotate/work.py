@@ -162,7 +162,7 @@ class Work:
             if self.review.left_out:
                 return (
                     f"{self.source.origin} has no objects to review: all {self.review.left_out} are on images that are "
-                    "held out for validation, or of objects that have labels"
+                    "gone or held out for validation, or of objects that have labels"
                 )
             return f"{self.source.origin} has no objects to review"
         if kind == "boxes":
