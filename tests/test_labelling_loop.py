@@ -406,6 +406,19 @@ def test_nested_labels_of_the_version_before_are_said(tmp_path: Path) -> None:
     assert any("labelled by an earlier leanmask as a data set of its own" in note for note in refresh_labels(photos))
 
 
+def test_the_closing_line_counts_what_the_file_that_it_names_has(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=5)
+    summary = boxed(photos, range(2), val_share=0.99)
+    assert names(photos, "val")
+    assert "2 boxes drawn; 2 objects on 5 images in all" in summary.to_text()
+    assert "points" not in summary.to_text()
+    reviewed(photos, pseudo(photos, tmp_path / "pseudo.json", {"photo3.jpg": [[5, 5, 20, 20]]}), {1: "accept"})
+    summary = boxed(photos, range(0))
+    content = read(summary.labels)
+    assert (len(content["annotations"]), len(content["images"])) == (3, 5)
+    assert f"2 boxes drawn; 3 objects on 5 images in all: {summary.labels}" in summary.to_text()
+
+
 # --- reviews are part of the same data
 
 

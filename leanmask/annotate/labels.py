@@ -56,7 +56,9 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class Written:
-    """labels: the file of the labels. data: what to train on. images: of every split. notes: sentences."""
+    """labels: the file of all labels, which `exported` counts. data: what to train on. images: of every split. notes:
+    sentences.
+    """
 
     labels: Path
     data: Path
@@ -133,7 +135,8 @@ class Labels:
                 content, told = self._with_review(content, folder)
                 if notes is not None:
                     notes.extend(told)
-        return content, exported
+        images, objects = len(content["images"]), len(content["annotations"])
+        return content, dataclasses.replace(exported, images=images, objects=objects)
 
     def accepted(self) -> set[Any]:
         """Ids of the images with objects that a review has brought in."""
@@ -255,9 +258,8 @@ class Labels:
                 path.unlink(missing_ok=True)
         write_splits(self.folder, named)
         counts = {name: len(part["images"]) for name, part in parts.items()}
-        labels = next(iter(path for path, _ in named.values() if path is not None))
         data = self.data if self.folder == labelling_folder(self.data) else self.folder
-        return Written(labels, data, counts, exported, (*notes, *told))
+        return Written(self.folder / ALL_LABELS, data, counts, exported, (*notes, *told))
 
 
 @dataclass(frozen=True)
