@@ -588,6 +588,43 @@ def test_a_photograph_of_val_that_is_gone_holds_no_other_one_out(tmp_path: Path)
     assert decisions_on(photos) == {held: ["accept"]}
 
 
+def files_in(place: Path) -> set[str]:
+    return {path.relative_to(place).as_posix() for path in place.rglob("*")}
+
+
+def test_a_session_with_nothing_to_do_leaves_nothing(tmp_path: Path, leanmask: Callable[..., Outcome]) -> None:
+    photos = write_photos(tmp_path / "photos", count=2)
+    empty = pseudo(photos, tmp_path / "empty.json", {"photo1.jpg": []})
+    before = files_in(photos)
+    outcome = leanmask("annotate", photos, "--review", empty, "--classes", "cat", "--no-browser")
+    assert "no objects to review" in " ".join(outcome.err.split())
+    assert files_in(photos) == before  # also where nothing was labelled before
+    boxed(photos, range(2))
+    before = files_in(photos)
+    labelled = pseudo(photos, tmp_path / "labelled.json", {"photo1.jpg": [[5, 5, 20, 20]]})
+    for path in (empty, labelled):
+        outcome = leanmask("annotate", photos, "--review", path, "--no-browser")
+        assert "no objects to review" in " ".join(outcome.err.split())
+        assert files_in(photos) == before
+    data = write_boxes(tmp_path / "d", images=1, objects=1)
+    before = files_in(data)
+    assert "no boxes to draw" in " ".join(leanmask("annotate", data, "--boxes", "--no-browser").err.split())
+    assert files_in(data) == before
+
+
+def test_a_review_that_was_begun_stays(tmp_path: Path, leanmask: Callable[..., Outcome]) -> None:
+    photos = write_photos(tmp_path / "photos", count=2)
+    boxed(photos, range(1))
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo1.jpg": [[5, 5, 20, 20]]})
+    reviewed(photos, path, {1: "accept"})
+    (photos / "photo1.jpg").rename(tmp_path / "away.jpg")
+    outcome = leanmask("annotate", photos, "--review", path, "--no-browser")
+    assert "no objects to review" in " ".join(outcome.err.split())
+    (tmp_path / "away.jpg").rename(photos / "photo1.jpg")
+    refresh_labels(photos)
+    assert decisions_on(photos) == {"photo1.jpg": ["accept"]}
+
+
 def test_a_review_has_the_points_of_its_data_set(tmp_path: Path) -> None:
     """Also of a data set with annotations: what people pointed at is in the data that a review leaves."""
     data = write_boxes(tmp_path / "d", images=2, objects=1)

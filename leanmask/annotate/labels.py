@@ -14,7 +14,7 @@ import dataclasses
 import json
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,6 +274,7 @@ class Review:
     units: tuple[Unit, ...]
     left_out: int = 0
     before: Mapping[Any, Row] = field(default_factory=dict)
+    made: frozenset[Path] = frozenset()  # files that were written when it was opened
 
     @classmethod
     def open(cls, labels: Labels, pseudo: Path, job: Job, own: Path | None = None) -> Review:
@@ -286,6 +287,7 @@ class Review:
         content = pseudo.read_bytes()
         folder = _review_folder(labels.folder, pseudo.stem, content)
         path = own or folder / f"{folder.name}.sqlite"
+        made = frozenset(p for name in (PSEUDO_FILE, PHOTOGRAPHS_FILE) if not (p := folder / name).exists())
         store = Store.open(path, source.fingerprint())
         try:
             _seed(store, labels.options.seed)
@@ -299,10 +301,17 @@ class Review:
                 there = [unit for unit in units if source.things[source.thing_index[unit.target]].picture not in away]
                 asked = _not_labelled(labels, (source, folder), there)
         except BaseException:
-            store.close()
+            _remove(folder, made)
+            store.discard()
             raise
         before = {thing.id: thing.row for thing in source.things}
-        return cls(folder, source, store, asked, len(units) - len(asked), before)
+        return cls(folder, source, store, asked, len(units) - len(asked), before, made)
+
+    def discard(self) -> None:
+        """Close the file of answers. One that was begun just now and has no answers leaves nothing."""
+        if not self.store.given():
+            _remove(self.folder, self.made)
+        self.store.discard()
 
     def write(self, labels: Labels, content: dict[str, Any]) -> tuple[Path, Written]:
         """Write the pseudo-labels with the decisions, all labels with them, and a data set of its own that also has the
@@ -410,6 +419,16 @@ def _review_folder(folder: Path, name: str, content: bytes) -> Path:
         if not copy.is_file() or copy.read_bytes() == content:
             return place
         number += 1
+
+
+def _remove(folder: Path, made: Iterable[Path]) -> None:
+    """Take back the files of a review that were written just now, where nothing was decided in it before."""
+    if (folder / REVIEWED_FILE).exists():
+        return
+    for path in made:
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -61,10 +61,12 @@ def annotate_data(
         say(f"reading the photographs in {photos} once, to know them again under other names")
     with _uncollected():
         work = Work.open(data, options)
+    begun = False
     try:
         with _alone(work.store.path):
             with _uncollected():
                 desk, masks = work.desk()
+            begun = True
             for note in work.labels.notes:
                 say(note)
             if work.review and work.review.left_out:
@@ -78,7 +80,10 @@ def annotate_data(
             _say_problems(desk, say)
             return work.export()
     finally:
-        work.close()
+        if begun:
+            work.close()
+        else:
+            work.discard()
 
 
 def export_annotations(
