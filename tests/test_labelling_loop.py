@@ -241,6 +241,42 @@ def test_suggestions_are_never_about_val(tmp_path: Path) -> None:
         suggest(write_photos(tmp_path / "more"), SuggestOptions(hours=1))
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_was_skipped_is_not_suggested(tmp_path: Path, plain: bool) -> None:
+    if plain:
+        data = write_photos(tmp_path / "photos", count=4)
+        boxed(data, range(2))
+        skipped = [said(500, "boxes", 2, -1, "skip"), said(501, "points", 1, -1, "skip")]
+    else:
+        data = write_boxes(tmp_path / "d", images=3, objects=1)
+        path = data / "annotations" / "instances_train.json"
+        content = read(path)
+        last = content["images"][-1]["id"]
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] != last]
+        path.write_text(json.dumps(content))
+        skipped = [
+            said(500, "boxes", 2, -1, "skip"),
+            said(501, "points", content["annotations"][0]["id"], -1, "skip"),
+        ]
+    before = suggest(data, SuggestOptions(hours=9, masks=False)).items
+    work = session(data)
+    for answer in skipped:
+        work.store.save(answer)
+    image = work.source.pictures[2].id
+    work.close()
+    (data / "queue.json").write_text(json.dumps(suggest(data, SuggestOptions(hours=9, masks=False)).to_json()))
+    items = read(data / "queue.json")["items"]
+    assert len(items) == len(before) - 2
+    assert not [item for item in items if item["image_id"] == image or item.get("annotation_id") == skipped[1].target]
+    # The page serves all of the queue.
+    work = session(data, queue=data / "queue.json")
+    desk, _ = work.desk()
+    assert len(desk.claim(desk.annotators[0], "tab-00000001", 9)) == len(items)
+    assert work.store.undo(skipped[0].id, skipped[0].annotator) is not None
+    work.close()
+    assert len(suggest(data, SuggestOptions(hours=9, masks=False)).items) == len(before) - 1
+
+
 def test_mistakes_with_the_share_for_validation(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", count=2)
     for share in (1.0, -0.1):

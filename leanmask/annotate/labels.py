@@ -14,7 +14,7 @@ import dataclasses
 import json
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import yaml
 from leanmask.annotate.export import Exported, by_split, export_labels, is_same, join
 from leanmask.annotate.photos import names_of, open_photos, photo_files
 from leanmask.annotate.source import Source, SourceOptions, folder_of_pseudo, open_pseudo, open_source
-from leanmask.annotate.store import Photo, Store
+from leanmask.annotate.store import SKIPPED, Photo, Store
 from leanmask.annotate.tasks import Job, Unit, units_of
 from leanmask.data.annotation import Row
 from leanmask.data.files import content_digest, read_json, write_atomically
@@ -371,6 +371,37 @@ def refresh_labels(data: str | Path) -> list[str]:
             labels.store.close()
     except LeanmaskError as error:
         return [f"the labels of {data} are those that were written last: {error}"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What somebody skipped, which the page serves no more: ids of images in sessions of boxes, of objects in sessions
+    of points. notes: sentences.
+    """
+
+    images: Set[Any] = frozenset()
+    objects: Set[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def read_skipped(data: str | Path, split: str = "train") -> Skipped:
+    """What was skipped of a split; of a folder of images alone, of the whole folder. Where the answers cannot be used a
+    note says so.
+    """
+    split = split if photo_folder(data) is None else "train"
+    if not (labelling_folder(labelled_data(data)) / f"{split}.sqlite").is_file():
+        return Skipped()
+    try:
+        labels = Labels.open(data, LabelOptions(split))
+        try:
+            skips = [answer for answer in labels.store.answers() if answer.value == SKIPPED]
+        finally:
+            labels.store.close()
+    except LeanmaskError as error:
+        return Skipped(notes=(f"what was skipped is suggested again: {error}",))
+    pictures = labels.source.pictures
+    images = {pictures[each.target].id for each in skips if each.kind == "boxes" and each.target < len(pictures)}
+    return Skipped(images, {each.target for each in skips if each.kind == "points"})
 
 
 def labelling_folder(data: Path) -> Path:
