@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from leanmask.annotate.labels import labelling_folder, refresh_labels
+from leanmask.annotate.labels import Skipped, labelling_folder, read_skipped, refresh_labels
 from leanmask.costs import LabelCosts
 from leanmask.data.appearance import looks
 from leanmask.data.coco import AnnotationStore, ClassMap, ImageRecord, ObjectRecord
@@ -127,7 +127,7 @@ class Suggested:
 def suggest(
     data: str | Path, options: SuggestOptions, *, out: str | Path | None = None, on_progress: OnProgress | None = None
 ) -> Suggested:
-    """Rank what is not labelled yet by expected gain per second, and write the queue file `out`.
+    """Rank what is not labelled yet, and was not skipped, by expected gain per second, and write the queue file `out`.
 
     Raises DataError when the data cannot be used, RunError for a run that is none, ConfigError for a run of other
     classes or data without classes.
@@ -141,13 +141,14 @@ def suggest(
     doubts = _doubts(store, classes, options, on_progress)
     records = [store[index] for index in range(len(store))]
     exif = options.exif or ("error" if photo_folder(data) is None else "apply")
-    candidates, shelf = _candidates(records, doubts, (options, exif), on_progress)
+    skipped = read_skipped(data, options.split or "train")
+    candidates, shelf = _candidates(records, doubts, (options, exif, skipped), on_progress)
     chosen = choose([candidate for candidate, _ in candidates], options.shopping(), shelf)
     where = {candidate.target: record for candidate, record in candidates}
     names = classes.names
     items = tuple(_suggestion(choice, where[choice.candidate.target], names, options) for choice in chosen)
     run = str(options.run) if options.run else None
-    found = Suggested(str(data), options.split or "train", run, options.hours, items, (*notes, *told))
+    found = Suggested(str(data), options.split or "train", run, options.hours, items, (*notes, *told, *skipped.notes))
     if out is not None:
         write_json(out, found.to_json())
     return found
@@ -203,11 +204,11 @@ def _doubts(
 def _candidates(
     records: Sequence[ImageRecord],
     doubts: Doubts | None,
-    how: tuple[SuggestOptions, Exif],
+    how: tuple[SuggestOptions, Exif, Skipped],
     on_progress: OnProgress | None,
 ) -> tuple[list[tuple[Candidate, ImageRecord]], Shelf]:
     """What could be labelled, with its image, and what is labelled already."""
-    options, exif = how
+    options, exif, skipped = how
     bare = [is_bare(record) for record in records]
     boxes = [_boxes(record, empty) for record, empty in zip(records, bare, strict=True)]
     groups = looks(records, boxes, exif, on_progress)
@@ -217,7 +218,7 @@ def _candidates(
         if empty:
             objects = _expected(record, doubts, expected)
             look, typical = int(own.group[0]), float(own.typical[0])
-            if look >= 0:  # an image that cannot be read cannot be labelled
+            if look >= 0 and record.id not in skipped.images:  # one that cannot be read cannot be labelled
                 found.append((Candidate(("image", record.id), "image", objects, look, 0.0, typical), record))
             continue
         for item, look, typical in zip(_boxed(record), own.group.tolist(), own.typical.tolist(), strict=True):
@@ -228,7 +229,7 @@ def _candidates(
             shelf.add("box", candidate, 1.0)
             if candidate.has > share_of_mask(0):
                 shelf.add("mask", candidate, candidate.has)
-            if candidate.has < 1 and look >= 0:
+            if candidate.has < 1 and look >= 0 and item.id not in skipped.objects:
                 found.append((candidate, record))
     return found, shelf
 

@@ -241,6 +241,42 @@ def test_suggestions_are_never_about_val(tmp_path: Path) -> None:
         suggest(write_photos(tmp_path / "more"), SuggestOptions(hours=1))
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_was_skipped_is_not_suggested(tmp_path: Path, plain: bool) -> None:
+    if plain:
+        data = write_photos(tmp_path / "photos", count=4)
+        boxed(data, range(2))
+        skipped = [said(500, "boxes", 2, -1, "skip"), said(501, "points", 1, -1, "skip")]
+    else:
+        data = write_boxes(tmp_path / "d", images=3, objects=1)
+        path = data / "annotations" / "instances_train.json"
+        content = read(path)
+        last = content["images"][-1]["id"]
+        content["annotations"] = [row for row in content["annotations"] if row["image_id"] != last]
+        path.write_text(json.dumps(content))
+        skipped = [
+            said(500, "boxes", 2, -1, "skip"),
+            said(501, "points", content["annotations"][0]["id"], -1, "skip"),
+        ]
+    before = suggest(data, SuggestOptions(hours=9, masks=False)).items
+    work = session(data)
+    for answer in skipped:
+        work.store.save(answer)
+    image = work.source.pictures[2].id
+    work.close()
+    (data / "queue.json").write_text(json.dumps(suggest(data, SuggestOptions(hours=9, masks=False)).to_json()))
+    items = read(data / "queue.json")["items"]
+    assert len(items) == len(before) - 2
+    assert not [item for item in items if item["image_id"] == image or item.get("annotation_id") == skipped[1].target]
+    # The page serves all of the queue.
+    work = session(data, queue=data / "queue.json")
+    desk, _ = work.desk()
+    assert len(desk.claim(desk.annotators[0], "tab-00000001", 9)) == len(items)
+    assert work.store.undo(skipped[0].id, skipped[0].annotator) is not None
+    work.close()
+    assert len(suggest(data, SuggestOptions(hours=9, masks=False)).items) == len(before) - 1
+
+
 def test_mistakes_with_the_share_for_validation(tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos", count=2)
     for share in (1.0, -0.1):
@@ -406,6 +442,19 @@ def test_nested_labels_of_the_version_before_are_said(tmp_path: Path) -> None:
     assert any("labelled by an earlier leanmask as a data set of its own" in note for note in refresh_labels(photos))
 
 
+def test_the_closing_line_counts_what_the_file_that_it_names_has(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=5)
+    summary = boxed(photos, range(2), val_share=0.99)
+    assert names(photos, "val")
+    assert "2 boxes drawn; 2 objects on 5 images in all" in summary.to_text()
+    assert "points" not in summary.to_text()
+    reviewed(photos, pseudo(photos, tmp_path / "pseudo.json", {"photo3.jpg": [[5, 5, 20, 20]]}), {1: "accept"})
+    summary = boxed(photos, range(0))
+    content = read(summary.labels)
+    assert (len(content["annotations"]), len(content["images"])) == (3, 5)
+    assert f"2 boxes drawn; 3 objects on 5 images in all: {summary.labels}" in summary.to_text()
+
+
 # --- reviews are part of the same data
 
 
@@ -491,6 +540,125 @@ def test_reviewed_photographs_from_elsewhere_are_trained_on(tmp_path: Path) -> N
     (more / "a.jpg").unlink()
     refresh_labels(photos)
     assert names(photos, "train") == {"photo0.jpg", "photo1.jpg"}
+
+
+def decisions_on(photos: Path) -> dict[str, list[str]]:
+    """What a review decided, by the name that each photograph has in the labels."""
+    content = read(photos / "labelling" / "labels.json")
+    named = {row["id"]: row["file_name"] for row in content["images"]}
+    found: dict[str, list[str]] = {}
+    for row in content["annotations"]:
+        if "review" in row:
+            found.setdefault(named[row["image_id"]], []).append(row["review"]["decision"])
+    return found
+
+
+def swapped(photos: Path) -> None:
+    """The photograph gets another name, and another picture its old one."""
+    (photos / "photo1.jpg").rename(photos / "IMG_2.jpg")
+    Image.new("RGB", (120, 90), "green").save(photos / "photo1.jpg")
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "review-of-an-earlier-leanmask"])
+def test_decisions_of_a_review_go_with_the_photograph(tmp_path: Path, older: bool) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(1))
+    boxes = [[5, 5, 20, 20], [60, 40, 30, 30]]
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo1.jpg": boxes, "photo2.jpg": boxes[:1]})
+    reviewed(photos, path, {1: "accept", 2: "reject"})
+    if older:
+        (photos / "labelling" / "review-pseudo" / "photographs.json").unlink()
+    swapped(photos)
+    assert not any("decisions of" in note for note in refresh_labels(photos))
+    assert decisions_on(photos) == {"IMG_2.jpg": ["accept", "reject"]}
+    assert names(photos, "train") == {"photo0.jpg", "IMG_2.jpg"}
+    # The page shows the photograph that is meant, and what is said now goes there too.
+    work = session(photos, review=path)
+    assert [picture.path.name for picture in work.source.pictures] == ["IMG_2.jpg", "photo2.jpg"]
+    work.close()
+    asked, summary = reviewed(photos, path, {3: "accept"})
+    assert asked == {1, 2, 3}
+    assert decisions_on(photos) == {"IMG_2.jpg": ["accept", "reject"], "photo2.jpg": ["accept"]}
+    own = read(locate(summary.review)["train"].annotations)
+    assert {row["file_name"] for row in own["images"]} == {"photo0.jpg", "IMG_2.jpg", "photo2.jpg"}
+
+
+def test_decisions_about_a_photograph_that_is_gone_are_kept_and_said(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(1))
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo1.jpg": [[5, 5, 20, 20]], "photo2.jpg": [[5, 5, 20, 20]]})
+    reviewed(photos, path, {1: "accept"})
+    swapped(photos)
+    (photos / "IMG_2.jpg").rename(tmp_path / "away.jpg")
+    (told,) = [note for note in refresh_labels(photos) if "decisions of" in note]
+    assert "photo1.jpg" in told
+    assert decisions_on(photos) == {}
+    asked, _ = reviewed(photos, path, {})
+    assert asked == {2}
+    (tmp_path / "away.jpg").rename(photos / "back.jpg")
+    refresh_labels(photos)
+    assert decisions_on(photos) == {"back.jpg": ["accept"]}
+
+
+def test_pseudo_labels_of_other_classes_go_with_the_photograph_too(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(1))
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo1.jpg": [[5, 5, 20, 20]]})
+    path.write_text(path.read_text().replace('"cat"', '"ship"'))
+    reviewed(photos, path, {1: "accept"})
+    swapped(photos)
+    _, summary = reviewed(photos, path, {})
+    (image,) = read(locate(summary.review)["train"].annotations)["images"]
+    assert image["file_name"] == "IMG_2.jpg"
+
+
+def test_a_photograph_of_val_that_is_gone_holds_no_other_one_out(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", count=3)
+    boxed(photos, range(3), val_share=0.99)
+    held = sorted(names(photos, "val"))[0]
+    (photos / held).rename(tmp_path / "away.jpg")
+    Image.new("RGB", (120, 90), "green").save(photos / held)
+    refresh_labels(photos)
+    asked, _ = reviewed(photos, pseudo(photos, tmp_path / "pseudo.json", {held: [[5, 5, 20, 20]]}), {1: "accept"})
+    assert asked == {1}
+    assert decisions_on(photos) == {held: ["accept"]}
+
+
+def files_in(place: Path) -> set[str]:
+    return {path.relative_to(place).as_posix() for path in place.rglob("*")}
+
+
+def test_a_session_with_nothing_to_do_leaves_nothing(tmp_path: Path, leanmask: Callable[..., Outcome]) -> None:
+    photos = write_photos(tmp_path / "photos", count=2)
+    empty = pseudo(photos, tmp_path / "empty.json", {"photo1.jpg": []})
+    before = files_in(photos)
+    outcome = leanmask("annotate", photos, "--review", empty, "--classes", "cat", "--no-browser")
+    assert "no objects to review" in " ".join(outcome.err.split())
+    assert files_in(photos) == before  # also where nothing was labelled before
+    boxed(photos, range(2))
+    before = files_in(photos)
+    labelled = pseudo(photos, tmp_path / "labelled.json", {"photo1.jpg": [[5, 5, 20, 20]]})
+    for path in (empty, labelled):
+        outcome = leanmask("annotate", photos, "--review", path, "--no-browser")
+        assert "no objects to review" in " ".join(outcome.err.split())
+        assert files_in(photos) == before
+    data = write_boxes(tmp_path / "d", images=1, objects=1)
+    before = files_in(data)
+    assert "no boxes to draw" in " ".join(leanmask("annotate", data, "--boxes", "--no-browser").err.split())
+    assert files_in(data) == before
+
+
+def test_a_review_that_was_begun_stays(tmp_path: Path, leanmask: Callable[..., Outcome]) -> None:
+    photos = write_photos(tmp_path / "photos", count=2)
+    boxed(photos, range(1))
+    path = pseudo(photos, tmp_path / "pseudo.json", {"photo1.jpg": [[5, 5, 20, 20]]})
+    reviewed(photos, path, {1: "accept"})
+    (photos / "photo1.jpg").rename(tmp_path / "away.jpg")
+    outcome = leanmask("annotate", photos, "--review", path, "--no-browser")
+    assert "no objects to review" in " ".join(outcome.err.split())
+    (tmp_path / "away.jpg").rename(photos / "photo1.jpg")
+    refresh_labels(photos)
+    assert decisions_on(photos) == {"photo1.jpg": ["accept"]}
 
 
 def test_a_review_has_the_points_of_its_data_set(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ OF_PERSON = ("bbox", "point", "point_coords")  # what makes a pseudo-mask one of
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export holds. disputed: points left out because as many people said object as background. unsure: answers
-    that are no label. decisions: of a review, by what was decided.
+    """What an export holds. images, objects: of all that the file lists, with what reviews have brought in. disputed:
+    points left out because as many people said object as background. unsure: answers that are no label. decisions: of a
+    review, by what was decided.
     """
 
     images: int
@@ -44,11 +45,11 @@ class Exported:
         if self.decisions:
             told = ", ".join(f"{count} {value.replace('_', ' ')}" for value, count in sorted(self.decisions.items()))
             return f"{self.objects} objects on {self.images} images; decided: {told}"
-        parts = [f"{self.points} points on {self.pointed_objects} objects"]
+        parts = [f"{self.points} points on {self.pointed_objects} objects"] if self.points else []
         parts += [f"{self.boxes} boxes drawn"] if self.boxes else []
         parts += [f"{self.unsure} unsure and left out"] if self.unsure else []
         parts += [f"{self.disputed} disputed and left out"] if self.disputed else []
-        return f"{', '.join(parts)}; {self.objects} objects on {self.images} images in all"
+        return "; ".join([*filter(None, [", ".join(parts)]), f"{self.objects} objects on {self.images} images in all"])
 
 
 def export_labels(source: Source, answers: Sequence[Answer], seed: int) -> tuple[dict[str, Any], Exported]:

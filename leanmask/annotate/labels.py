@@ -4,15 +4,17 @@ answers of every kind of session and of every round, and one data set to train o
     labelling/train.sqlite            answers; another split's lie in SPLIT.sqlite
     labelling/instances_SPLIT.json    the labels, with the decisions of all reviews; data.yaml names them
     labelling/labels.json             of a folder of images alone: the labels of all splits
-    labelling/review-NAME/            one file of pseudo-labels: a copy, the answers, and `reviewed.json` with decisions
+    labelling/review-NAME/            one file of pseudo-labels: a copy, the answers, `reviewed.json` with decisions;
+                                      of a folder of images alone `photographs.json`: the content each name means
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,19 @@ from typing import Any
 import yaml
 
 from leanmask.annotate.export import Exported, by_split, export_labels, is_same, join
-from leanmask.annotate.photos import open_photos
+from leanmask.annotate.photos import names_of, open_photos, photo_files
 from leanmask.annotate.source import Source, SourceOptions, folder_of_pseudo, open_pseudo, open_source
-from leanmask.annotate.store import Store
+from leanmask.annotate.store import SKIPPED, Photo, Store
 from leanmask.annotate.tasks import Job, Unit, units_of
 from leanmask.data.annotation import Row
-from leanmask.data.files import read_json, write_atomically
+from leanmask.data.files import content_digest, read_json, write_atomically
 from leanmask.data.layout import ALL_LABELS, LABELLING, labelled_data, locate, photo_folder
 from leanmask.data.views.canvas import Exif
 from leanmask.errors import ConfigError, DataError, LeanmaskError
 
 VAL_SHARE = 0.2
 PSEUDO_FILE, REVIEWED_FILE = "pseudo.json", "reviewed.json"
+PHOTOGRAPHS_FILE = "photographs.json"  # of a review: the digest of every image by its file name in the review
 # Ids of images that lie elsewhere and of objects from reviews, above all that photographs and drawn boxes ever get.
 FIRST_IDS = (10**9, 10**12)
 SAME_OBJECT_IOU = 0.5
@@ -53,7 +56,9 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class Written:
-    """labels: the file of the labels. data: what to train on. images: of every split. notes: sentences."""
+    """labels: the file of all labels, which `exported` counts. data: what to train on. images: of every split. notes:
+    sentences.
+    """
 
     labels: Path
     data: Path
@@ -105,6 +110,7 @@ class Labels:
         try:
             notes: list[str] = []
             if photos is not None:
+                _know_photographs(folder, photos, store.photos())  # by the names that they had until now
                 source, notes = open_photos(store, photos, SourceOptions("train", options.classes, options.exif))
             seed = _seed(store, options.seed)
             if options.val_share is not None:
@@ -119,15 +125,18 @@ class Labels:
             raise
         return cls(data, photos, folder, source, store, seed, options, tuple(notes))
 
-    def content(self, without: Path | None = None) -> tuple[dict[str, Any], Exported]:
+    def content(self, without: Path | None = None, notes: list[str] | None = None) -> tuple[dict[str, Any], Exported]:
         """All labels as a COCO file's content: what was there, what people said, and the decisions of all reviews but
-        the one in the folder `without`.
+        the one in the folder `without`. notes: gets sentences about decisions that do not count now.
         """
         content, exported = export_labels(self.source, list(self.store.answers()), self.seed)
         for folder in self.reviews():
             if folder != without:
-                content = self._with_review(content, folder)
-        return content, exported
+                content, told = self._with_review(content, folder)
+                if notes is not None:
+                    notes.extend(told)
+        images, objects = len(content["images"]), len(content["annotations"])
+        return content, dataclasses.replace(exported, images=images, objects=objects)
 
     def accepted(self) -> set[Any]:
         """Ids of the images with objects that a review has brought in."""
@@ -139,12 +148,45 @@ class Labels:
         """The folders of all reviews that have decided something."""
         return sorted(path.parent for path in self.folder.glob(f"review-*/{REVIEWED_FILE}"))
 
-    def _with_review(self, content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def _with_review(self, content: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]]:
         reviewed = read_json(folder / REVIEWED_FILE)
         before = folder / PSEUDO_FILE
         rows = {row["id"]: row for row in (read_json(before) if before.is_file() else reviewed)["annotations"]}
         decided = {row["id"] for row in reviewed["annotations"] if "review" in row}
-        return self.joined(content, reviewed, rows, decided)
+        present, away = self.present(reviewed, folder)
+        lost = [row["image_id"] for row in reviewed["annotations"] if row["id"] in decided and row["image_id"] in away]
+        notes = []
+        if lost:
+            told = names_of(sorted({away[number] for number in lost}))
+            notes.append(
+                f"decisions of {folder} do not count now ({len(lost)} in all), because their photographs are not in "
+                f"{self.photos}: {told}; they are kept, and count again when the photographs are back, under any name"
+            )
+        return self.joined(content, present, rows, decided), notes
+
+    def present(self, reviewed: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[Any, str]]:
+        """The content of the review in `folder` with the names that its photographs have now, without the images whose
+        photographs are not there; and of those the ids, with the names that they had.
+        """
+        digests = _digests(folder) if self.photos is not None else {}
+        if self.photos is None or not digests:
+            return reviewed, {}
+        images = folder_of_pseudo(reviewed, self.source.images)
+        found = _Present(self.photos, self.store.photos())
+        rows, away = [], {}
+        for row in reviewed["images"]:
+            name = row["file_name"]
+            if name not in digests:  # an image from elsewhere
+                rows.append(row)
+            elif (path := found.path(digests[name], images / name)) is None:
+                away[row["id"]] = name
+            elif path == images / name:
+                rows.append(row)
+            else:
+                place = os.path.relpath(os.path.realpath(path), os.path.realpath(images))
+                rows.append({**row, "file_name": Path(place).as_posix()})
+        same = len(rows) == len(reviewed["images"]) and all(map(operator.is_, rows, reviewed["images"]))
+        return (reviewed if same else {**reviewed, "images": rows}), away
 
     def joined(
         self, content: dict[str, Any], reviewed: dict[str, Any], before: Mapping[Any, Row], kept: set[Any]
@@ -172,7 +214,11 @@ class Labels:
         """The files of the photographs that are held out for validation."""
         if self.photos is None:
             return set()
-        return {Path(os.path.realpath(self.photos / each.name)) for each in self.store.photos() if each.split == "val"}
+        return {Path(os.path.realpath(self.photos / each.name)) for each in self._there() if each.split == "val"}
+
+    def _there(self) -> list[Photo]:
+        """The photographs that are there: under the name of one that is gone another one may lie."""
+        return [each for each in self.store.photos() if not each.gone]
 
     def write(self) -> Written:
         """Write all labels as they are now, and the data.yaml that names them. They are ours and written again each
@@ -188,7 +234,7 @@ class Labels:
             return Written(labels, self.folder, {split: len(content["images"])}, exported)
         # The folder may have changed while people labelled.
         source, notes = open_photos(self.store, self.photos, SourceOptions("train", (), self.options.exif))
-        content, exported = dataclasses.replace(self, source=source).content()
+        content, exported = dataclasses.replace(self, source=source).content(notes=notes)
         photos = self.store.photos()
         known = {photo.number: photo.split for photo in photos}
         share = self.store.about().get("val_share", VAL_SHARE)
@@ -212,9 +258,8 @@ class Labels:
                 path.unlink(missing_ok=True)
         write_splits(self.folder, named)
         counts = {name: len(part["images"]) for name, part in parts.items()}
-        labels = next(iter(path for path, _ in named.values() if path is not None))
         data = self.data if self.folder == labelling_folder(self.data) else self.folder
-        return Written(labels, data, counts, exported, (*notes, *told))
+        return Written(self.folder / ALL_LABELS, data, counts, exported, (*notes, *told))
 
 
 @dataclass(frozen=True)
@@ -229,6 +274,7 @@ class Review:
     units: tuple[Unit, ...]
     left_out: int = 0
     before: Mapping[Any, Row] = field(default_factory=dict)
+    made: frozenset[Path] = frozenset()  # files that were written when it was opened
 
     @classmethod
     def open(cls, labels: Labels, pseudo: Path, job: Job, own: Path | None = None) -> Review:
@@ -241,18 +287,31 @@ class Review:
         content = pseudo.read_bytes()
         folder = _review_folder(labels.folder, pseudo.stem, content)
         path = own or folder / f"{folder.name}.sqlite"
+        made = frozenset(p for name in (PSEUDO_FILE, PHOTOGRAPHS_FILE) if not (p := folder / name).exists())
         store = Store.open(path, source.fingerprint())
         try:
             _seed(store, labels.options.seed)
             if not (folder / PSEUDO_FILE).is_file():
                 write_atomically(folder / PSEUDO_FILE, content)
             units = tuple(units_of(source, job))
-            asked = units if labels.photos is None else _not_labelled(labels, (source, folder), units)
+            asked = units
+            if labels.photos is not None:
+                _know_reviewed(folder, source, labels.photos, labels.store.photos())
+                source, away = _with_present_names(labels, source, folder)
+                there = [unit for unit in units if source.things[source.thing_index[unit.target]].picture not in away]
+                asked = _not_labelled(labels, (source, folder), there)
         except BaseException:
-            store.close()
+            _remove(folder, made)
+            store.discard()
             raise
         before = {thing.id: thing.row for thing in source.things}
-        return cls(folder, source, store, asked, len(units) - len(asked), before)
+        return cls(folder, source, store, asked, len(units) - len(asked), before, made)
+
+    def discard(self) -> None:
+        """Close the file of answers. One that was begun just now and has no answers leaves nothing."""
+        if not self.store.given():
+            _remove(self.folder, self.made)
+        self.store.discard()
 
     def write(self, labels: Labels, content: dict[str, Any]) -> tuple[Path, Written]:
         """Write the pseudo-labels with the decisions, all labels with them, and a data set of its own that also has the
@@ -265,14 +324,23 @@ class Review:
         if labels.photos is not None:
             kept = {unit.target for unit in self.units}
             kept |= {row["id"] for row in content["annotations"] if "review" in row}
+            # The folder may have changed while people reviewed.
+            now, _ = open_photos(labels.store, labels.photos, SourceOptions("train", (), labels.options.exif))
+            labels = dataclasses.replace(labels, source=now)
         whole, _ = labels.content(without=self.folder)
-        merged = labels.joined(whole, content, self.before, kept)
+        present, _ = labels.present(content, self.folder)
+        merged = labels.joined(whole, present, self.before, kept)
         split = labels.options.split
         path = self.folder / f"instances_{split}.json"
         named = locate(labels.data if labels.photos is None else written.data)
         splits = {name: (each.annotations, each.images) for name, each in named.items()}
         if merged is whole:  # of other classes than the labels
-            write_splits(self.folder, splits | {split: (reviewed, self.source.images)})
+            own = reviewed
+            if present is not content:
+                there = {row["id"] for row in present["images"]}
+                rows = [row for row in present["annotations"] if row["image_id"] in there]
+                write_changed(own := path, {**present, "annotations": rows})
+            write_splits(self.folder, splits | {split: (own, self.source.images)})
             note = f"the pseudo-labels have other classes than {labels.data}, so the decisions are in {reviewed} alone"
             return reviewed, dataclasses.replace(written, notes=(*written.notes, note))
         if labels.photos is not None:
@@ -303,6 +371,37 @@ def refresh_labels(data: str | Path) -> list[str]:
             labels.store.close()
     except LeanmaskError as error:
         return [f"the labels of {data} are those that were written last: {error}"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What somebody skipped, which the page serves no more: ids of images in sessions of boxes, of objects in sessions
+    of points. notes: sentences.
+    """
+
+    images: Set[Any] = frozenset()
+    objects: Set[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def read_skipped(data: str | Path, split: str = "train") -> Skipped:
+    """What was skipped of a split; of a folder of images alone, of the whole folder. Where the answers cannot be used a
+    note says so.
+    """
+    split = split if photo_folder(data) is None else "train"
+    if not (labelling_folder(labelled_data(data)) / f"{split}.sqlite").is_file():
+        return Skipped()
+    try:
+        labels = Labels.open(data, LabelOptions(split))
+        try:
+            skips = [answer for answer in labels.store.answers() if answer.value == SKIPPED]
+        finally:
+            labels.store.close()
+    except LeanmaskError as error:
+        return Skipped(notes=(f"what was skipped is suggested again: {error}",))
+    pictures = labels.source.pictures
+    images = {pictures[each.target].id for each in skips if each.kind == "boxes" and each.target < len(pictures)}
+    return Skipped(images, {each.target for each in skips if each.kind == "points"})
 
 
 def labelling_folder(data: Path) -> Path:
@@ -351,6 +450,92 @@ def _review_folder(folder: Path, name: str, content: bytes) -> Path:
         if not copy.is_file() or copy.read_bytes() == content:
             return place
         number += 1
+
+
+def _remove(folder: Path, made: Iterable[Path]) -> None:
+    """Take back the files of a review that were written just now, where nothing was decided in it before."""
+    if (folder / REVIEWED_FILE).exists():
+        return
+    for path in made:
+        path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The digest of every photograph of a review by its file name there; "" where nobody knows which one was meant."""
+    path = folder / PHOTOGRAPHS_FILE
+    return read_json(path) if path.is_file() else {}
+
+
+def _in_folder(path: Path, photos: Path) -> str | None:
+    """The name of a file in the folder of photographs, None for a file elsewhere."""
+    real, place = Path(os.path.realpath(path)), Path(os.path.realpath(photos))
+    return real.relative_to(place).as_posix() if real.is_relative_to(place) else None
+
+
+def _know_photographs(folder: Path, photos: Path, known: Sequence[Photo]) -> None:
+    """Write down which photographs the reviews of an earlier leanmask are about, which knew them by name alone. known:
+    as the folder was looked at last. A name that has come since means nothing to a review.
+    """
+    older = [path for path in folder.glob("review-*") if not (path / PHOTOGRAPHS_FILE).is_file()]
+    digests = {each.name: each.digest for each in sorted(known, key=lambda each: not each.gone)}
+    meant = set(digests.values())
+    listed = {path.relative_to(photos).as_posix() for path in photo_files(photos)} if older else set()
+    for place in older:
+        path = next((place / name for name in (PSEUDO_FILE, REVIEWED_FILE) if (place / name).is_file()), None)
+        if path is None:
+            continue
+        content = read_json(path)
+        images = folder_of_pseudo(content, photos)
+        found = {}
+        for row in content["images"]:
+            name = _in_folder(images / row["file_name"], photos)
+            if name is not None and (name in listed or not (photos / name).is_file()):
+                own = digests.get(name) or content_digest(photos / name)
+                found[row["file_name"]] = own if own in meant else ""
+        write_changed(place / PHOTOGRAPHS_FILE, found)
+
+
+def _know_reviewed(folder: Path, source: Source, photos: Path, known: Sequence[Photo]) -> None:
+    """Write down which photographs a review is about, from the first time that each of them is there."""
+    digests = {each.name: each.digest for each in known if not each.gone}
+    there = set(digests.values())
+    found = _digests(folder)
+    for picture, row in zip(source.pictures, source.content["images"], strict=True):
+        name = _in_folder(picture.path, photos)
+        if name is None or row["file_name"] in found:
+            continue
+        digest = digests.get(name) or content_digest(picture.path)
+        if digest in there:
+            found[row["file_name"]] = digest
+    write_changed(folder / PHOTOGRAPHS_FILE, found)
+
+
+class _Present:
+    """Where photographs lie now, by their content."""
+
+    def __init__(self, photos: Path, known: Sequence[Photo]) -> None:
+        self._paths: dict[str, list[Path]] = {}
+        for each in known:
+            if not each.gone:
+                self._paths.setdefault(each.digest, []).append(photos / each.name)
+
+    def path(self, digest: str, before: Path) -> Path | None:
+        """The file of a photograph: `before` where it still lies there, None where it is gone."""
+        paths = self._paths.get(digest, [])
+        same = [before for path in paths if os.path.realpath(path) == os.path.realpath(before)]
+        return next(iter([*same, *paths]), None)
+
+
+def _with_present_names(labels: Labels, source: Source, folder: Path) -> tuple[Source, set[int]]:
+    """The source of a review with its photographs where they lie now, and the positions of those that are gone."""
+    rows = [{"id": number, "file_name": row["file_name"]} for number, row in enumerate(source.content["images"])]
+    content, away = labels.present({**source.content, "images": rows}, folder)
+    pictures = list(source.pictures)
+    for row in content["images"]:
+        pictures[row["id"]] = dataclasses.replace(pictures[row["id"]], path=source.images / row["file_name"])
+    return dataclasses.replace(source, pictures=tuple(pictures)), set(away)
 
 
 def _not_labelled(labels: Labels, about: tuple[Source, Path], units: Sequence[Unit]) -> tuple[Unit, ...]:

@@ -102,20 +102,20 @@ def _look(known: Sequence[Photo], folder: Path, labelled: Set[int]) -> tuple[lis
     gone = [photo for photo in gone if photo.name not in new]
     if replaced:
         notes.append(
-            f"{_names(replaced)}: other content than before, so another photograph; what was said about the old one is "
-            "kept, and counts again when it is back"
+            f"{names_of(replaced)}: other content than before, so another photograph; what was said about the old one "
+            "is kept, and counts again when it is back"
         )
     if gone:
         notes.append(
-            f"{_counted(len(gone), 'photograph')} gone from {folder}: {_names(photo.name for photo in gone)}; "
+            f"{_counted(len(gone), 'photograph')} gone from {folder}: {names_of(photo.name for photo in gone)}; "
             "what was said about gone ones is kept, and counts again when they are back"
         )
     if renamed:
-        notes.append(f"the labels go with the photographs that were renamed: {_names(renamed)}")
+        notes.append(f"the labels go with the photographs that were renamed: {names_of(renamed)}")
     if copies:
-        notes.append(f"copies are left out: {_names(copies)}")
+        notes.append(f"copies are left out: {names_of(copies)}")
     if known and new - set(replaced):
-        notes.append(f"{_counted(len(new) - len(replaced), 'new photograph')}: {_names(sorted(new - set(replaced)))}")
+        notes.append(f"{_counted(len(new) - len(replaced), 'new photograph')}: {names_of(sorted(new - set(replaced)))}")
     return photos, notes
 
 
@@ -133,7 +133,8 @@ def _read(path: Path, name: str, before: dict[str, Photo]) -> Photo:
     return Photo(0, name, content_digest(path) or f"unreadable {name}", size, modified)
 
 
-def _names(names: Iterable[Any]) -> str:
+def names_of(names: Iterable[Any]) -> str:
+    """The first few names, and how many more there are."""
     told = [str(name) for name in names]
     more = f" and {len(told) - NAMES_SAID} more" if len(told) > NAMES_SAID else ""
     return ", ".join(told[:NAMES_SAID]) + more

@@ -61,16 +61,18 @@ def annotate_data(
         say(f"reading the photographs in {photos} once, to know them again under other names")
     with _uncollected():
         work = Work.open(data, options)
+    begun = False
     try:
         with _alone(work.store.path):
             with _uncollected():
                 desk, masks = work.desk()
+            begun = True
             for note in work.labels.notes:
                 say(note)
             if work.review and work.review.left_out:
                 say(
-                    f"{work.review.left_out} pseudo-labels are not asked about: they are on images held out for "
-                    "validation, or of objects that have labels"
+                    f"{work.review.left_out} pseudo-labels are not asked about: they are on images that are gone or "
+                    "held out for validation, or of objects that have labels"
                 )
             if masks:
                 say(f"{masks} of the queue's items are masks, which this page does not draw: see `leanmask convert`")
@@ -78,7 +80,10 @@ def annotate_data(
             _say_problems(desk, say)
             return work.export()
     finally:
-        work.close()
+        if begun:
+            work.close()
+        else:
+            work.discard()
 
 
 def export_annotations(

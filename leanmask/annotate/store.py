@@ -143,9 +143,10 @@ class Given:
 class Store:
     """One file of answers. Use `Store.open`; every call is one transaction. Not for several threads at once."""
 
-    def __init__(self, path: Path, connection: sa.Connection) -> None:
+    def __init__(self, path: Path, connection: sa.Connection, made: tuple[bool, bool] = (False, False)) -> None:
         self.path = path
         self._connection = connection
+        self._made = made  # the file and its folder, just now
 
     @classmethod
     def open(cls, path: Path, fingerprint: dict[str, str] | None) -> Store:
@@ -155,6 +156,7 @@ class Store:
         Raises DataError for a store of another source, of a newer version, or for a file that is no store; RunError
         where it cannot be written or another server has it open.
         """
+        made = not path.exists(), not path.parent.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = _connect(path)
@@ -163,7 +165,7 @@ class Store:
         except DBAPIError as error:
             raise DataError(f"{path} holds no answers of leanmask: {_reason(error)}") from None
         try:
-            store = cls(path, connection)
+            store = cls(path, connection, made)
             store._prepare(fingerprint)
         except BaseException:
             connection.close()
@@ -175,6 +177,20 @@ class Store:
         """Close the file; what the write-ahead log holds goes into it."""
         self._connection.close()
         self._connection.engine.dispose()
+
+    def discard(self) -> None:
+        """Close the file. One that was made when it was opened, and in which nobody has answered, is removed, and its
+        folder where that was made too and holds nothing else.
+        """
+        file, folder = self._made
+        unused = file and not self.given()
+        self.close()
+        if unused:
+            beside = [self.path.with_name(self.path.name + end) for end in ("-wal", "-shm")]
+            for path in (self.path, self.path.with_suffix(".lock"), *beside):
+                path.unlink(missing_ok=True)
+        if unused and folder and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
 
     def _prepare(self, fingerprint: dict[str, str] | None) -> None:
         try:

@@ -106,7 +106,7 @@ class Work:
         try:
             review = Review.open(labels, options.review, cls._job("review", options, labels), options.store)
         except BaseException:
-            labels.store.close()
+            labels.store.discard()
             raise
         return cls(options, labels, review)
 
@@ -123,6 +123,17 @@ class Work:
         if self.review:
             self.review.store.close()
         self.labels.store.close()
+
+    def discard(self) -> None:
+        """Close the files of answers of a session with nothing to do; files that were made for it are removed. A folder
+        of images alone remembers its classes, unless they were named for a review.
+        """
+        if self.review:
+            self.review.discard()
+        if self.review or self.labels.photos is None:
+            self.labels.store.discard()
+        else:
+            self.labels.store.close()
 
     @staticmethod
     def _job(kind: Kind, options: AnnotateOptions, labels: Labels) -> Job:
@@ -162,7 +173,7 @@ class Work:
             if self.review.left_out:
                 return (
                     f"{self.source.origin} has no objects to review: all {self.review.left_out} are on images that are "
-                    "held out for validation, or of objects that have labels"
+                    "gone or held out for validation, or of objects that have labels"
                 )
             return f"{self.source.origin} has no objects to review"
         if kind == "boxes":
