@@ -11,7 +11,9 @@ from typing import Any
 
 from leanmask.annotate.labels import labelling_folder, refresh_labels
 from leanmask.annotate.photos import photo_files
+from leanmask.annotate.tasks import is_predicted
 from leanmask.costs import LabelCosts
+from leanmask.data.annotation import Row, is_rejected
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.grouping import file_pack
 from leanmask.data.layout import ALL_LABELS, SplitFiles, labelled_data, locate, photo_folder
@@ -26,8 +28,9 @@ ALL_IMAGES = "all images"
 
 @dataclass(frozen=True)
 class Budget:
-    """The result of `budget`. paid_seconds: for every annotation of the split, as if a person had made it. objects:
-    that the split has, None when nobody knows; `prices` and `purchases` are empty then. hours: what `purchases` spend.
+    """The result of `budget`. paid_seconds: for what a person has made of every annotation of the split, see
+    `paid_seconds`. objects: that the split has, None when nobody knows; `prices` and `purchases` are empty then.
+    hours: what `purchases` spend.
     split: ALL_IMAGES for a folder of images alone. notes: sentences about what has changed in such a folder.
     """
 
@@ -165,13 +168,32 @@ def _purchases(counts: Counts, costs: LabelCosts, hours: float) -> tuple[Purchas
     return (*(buy(scheme, counts, costs, hours) for scheme in SCHEMES), buy_boxes_then_masks(counts, costs, hours))
 
 
+def paid_seconds(row: Row, costs: LabelCosts) -> float:
+    """What a person has made of a row. Nobody drew the mask of a pseudo-label, also of an accepted one: a box, a point
+    or classified points that it was made from are paid. A decision of a review has no price, nor has what it rejected.
+    """
+    if is_rejected(row):
+        return 0.0
+    before = (row.get("review") or {}).get("before")
+    if not is_predicted(row if before is None else {**row, "provenance": before.get("provenance")}):
+        return row_seconds(row, costs)
+    drawn = {key: value for key, value in row.items() if key != "segmentation"}
+    if "class_quality" in row:  # a network found the object
+        if not row.get("point_coords"):
+            return 0.0
+        drawn = {key: row[key] for key in ("point_coords", "point_labels")}
+    elif row.get("point"):
+        drawn.pop("bbox", None)  # of the mask
+    return row_seconds(drawn, costs)
+
+
 def _paid(annotations: Path | None, costs: LabelCosts, on_progress: Callable[[int, int], None] | None) -> float:
     # The census does not count points, so the rows are read, an image at a time.
     if annotations is None:
         return 0.0
     pack, seconds = file_pack(annotations, False), 0.0
     for index in range(len(pack)):
-        seconds += sum(row_seconds(row, costs) for row in pack[index]["annotations"])
+        seconds += sum(paid_seconds(row, costs) for row in pack[index]["annotations"])
         if on_progress:
             on_progress(index + 1, len(pack))
     return seconds

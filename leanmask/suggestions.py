@@ -235,7 +235,7 @@ def _candidates(
 
 def _boxed(record: ImageRecord) -> list[ObjectRecord]:
     """The objects with a box. Those of weight 0 are left out: somebody has rejected them."""
-    return [item for item in record.objects if np.isfinite(item.box_xyxy).all() and item.weight > 0]
+    return [item for item in record.counted if np.isfinite(item.box_xyxy).all()]
 
 
 def _boxes(record: ImageRecord, empty: bool) -> np.ndarray:
@@ -252,7 +252,7 @@ def _worth(item: ObjectRecord) -> float:
 
 
 def _mean_objects(records: Iterable[ImageRecord]) -> float:
-    counts = [len(record.objects) for record in records if record.objects or record.exhaustive]
+    counts = [len(record.counted) for record in records if record.counted or record.exhaustive]
     return sum(counts) / len(counts) if counts else float(GUESSED_OBJECTS)
 
 

@@ -24,6 +24,7 @@ from leanmask.data.withholding.chance import count_of
 from leanmask.data.withholding.withhold import row_seconds
 from leanmask.errors import ConfigError, DataError
 from leanmask.labels.budget import SCHEMES, Counts, Scheme, budget_units, buy, buy_boxes_then_masks, price
+from leanmask.spending import paid_seconds
 
 COCO = Counts(objects=849_949, images=118_287)
 ON_COCO = LabelCosts(spotting_seconds=COCO_SPOTTING_SECONDS)
@@ -317,3 +318,18 @@ def test_a_mistake_is_a_sentence(
     assert says in " ".join(failed.err.split())
     assert "Traceback" not in failed.err
     assert failed.out == ""
+
+
+def test_pseudo_labels_are_not_paid_as_drawn_masks(tmp_path: Path) -> None:
+    made = {"bbox": BOX, "segmentation": SQUARE, "provenance": "leanmask a"}
+    found = {**made, "score": 0.7, "class_quality": 0.8, "mask_quality": 0.9}
+    accepted = {**found, "provenance": "human", "weight": 1.0}
+    accepted["review"] = {"decision": "accept", "before": {"provenance": "leanmask a"}}
+    prices = [({"bbox": BOX, "segmentation": SQUARE}, 79.2), (found, 0), (accepted, 0), ({**found, "weight": 0}, 0)]
+    prices += [({**made, "weight": 1.0}, 7), ({**made, "point": [12.0, 12.0]}, 0.9)]
+    for fields, seconds in prices:
+        assert paid_seconds(row(**fields), LabelCosts()) == pytest.approx(seconds)
+    rows = [row(number, **fields) for number, (fields, _) in enumerate(prices, start=1)]
+    told = api.budget(write_data(tmp_path / "reviewed", rows, [image(1, exhaustive=True)]))
+    assert (told.objects, told.census.rejected) == (5, 1)
+    assert told.paid_seconds == pytest.approx(sum(seconds for _, seconds in prices))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leanmask.data.annotation import Row, box_of, points_of, rough_of, segmentation_of, supervision_of
+from leanmask.data.annotation import Row, box_of, points_of, rough_of, segmentation_of, supervision_of, weight_of
 from leanmask.data.federated import known_categories
 from leanmask.data.files import read_json, write_json
 from leanmask.data.grouping import ANNOTATED, EXHAUSTIVE, PARTIAL, file_pack, folder_pack
@@ -117,6 +117,11 @@ class ImageRecord:
     crowd_boxes_xyxy: FloatArray
     known_categories: tuple[int, ...] | None = None
 
+    @property
+    def counted(self) -> tuple[ObjectRecord, ...]:
+        """The objects that are labels: without those of weight 0, which somebody has rejected."""
+        return tuple(item for item in self.objects if item.weight > 0)
+
 
 @dataclass(frozen=True)
 class Census:
@@ -124,7 +129,8 @@ class Census:
 
     negative_images: nothing is there; unlabelled_images: nobody looked; undecided_images: no annotations, and the user
     has not said which of the two (only `check` leaves images undecided). one_label_points: objects whose classified
-    points are all object or all background. class_images: how many images have an object of each class.
+    points are all object or all background. class_images: how many images have an object of each class. rejected: rows
+    of weight 0, which are neither objects nor background and count nowhere else.
     """
 
     images: int
@@ -137,6 +143,7 @@ class Census:
     one_label_points: int = 0
     undecided_images: int = 0
     class_images: dict[str, int] = dataclasses.field(default_factory=dict)
+    rejected: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -148,7 +155,8 @@ class Census:
         unlabelled = f" ({self.unlabelled_images} unlabelled)" if self.unlabelled_images else ""
         one_label = f" ({self.one_label_points} with points of one label only)" if self.one_label_points else ""
         crowds = f"; {self.crowds} crowds" if self.crowds else ""
-        return f"{self.images} images{unlabelled}; objects by label: {kinds or 'none'}{one_label}{crowds}"
+        rejected = f"; {self.rejected} rejected" if self.rejected else ""
+        return f"{self.images} images{unlabelled}; objects by label: {kinds or 'none'}{one_label}{crowds}{rejected}"
 
     def empty_classes(self) -> str | None:
         """A sentence that names the classes without an object; None where each has one."""
@@ -180,6 +188,7 @@ class Census:
             one_label_points=totals["one_label_points"],
             undecided_images=int(undecided.sum()),
             class_images={name: totals["images"].get(str(category_id), 0) for category_id, name in names.items()},
+            rejected=totals["rejected"],
         )
 
 
@@ -280,7 +289,6 @@ class AnnotationStore:
     def _object(self, row: Row) -> ObjectRecord:
         segmentation = segmentation_of(row)
         points_xy, point_labels = points_of(row)
-        weight = row.get("weight", row.get("score"))
         return ObjectRecord(
             id=row["id"],
             category=self._own_to_shared[row["category_id"]],
@@ -290,7 +298,7 @@ class AnnotationStore:
             points_xy=points_xy,
             point_labels=point_labels,
             crowd=bool(row.get("iscrowd")),
-            weight=1.0 if weight is None else float(weight),
+            weight=weight_of(row),
             provenance=str(row.get("provenance", "human")),
             rough=rough_of(row),
         )

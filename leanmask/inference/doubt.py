@@ -98,8 +98,8 @@ def _iou(one: Tensor, other: Tensor) -> Tensor:
 
 
 def is_bare(record: ImageRecord) -> bool:
-    """Whether nobody has labelled an image: it has no objects, and nobody says that there are none."""
-    return not record.objects and not record.exhaustive
+    """Whether nobody has labelled an image: it has no objects that count, and nobody says that there are none."""
+    return not record.counted and not record.exhaustive
 
 
 def _about_images(main: Loaded, views: Views, bare: Set[int | str], doubts: Doubts) -> None:
