@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ from leanmask.data.views.canvas import Exif
 from leanmask.errors import ConfigError, DataError
 from leanmask.errors import suggest as nearest
 from leanmask.inference.doubt import Doubts, is_bare, measure_doubt, networks
-from leanmask.inference.predict import load
+from leanmask.inference.predict import few, load
 from leanmask.labels.budget import seconds_of
 from leanmask.labels.worth import Candidate, Choice, Doubt, Shelf, Shopping, choose, share_of_mask
 from leanmask.paths import settle_fields
@@ -129,8 +129,9 @@ def suggest(
 ) -> Suggested:
     """Rank what is not labelled yet by expected gain per second, and write the queue file `out`.
 
-    Raises DataError when the data cannot be used, RunError for a run that is none, ConfigError for a run of other
-    classes or data without classes.
+    Raises DataError when the data cannot be used, RunError for a run that is none, ConfigError for data
+    without classes, DataError where the run and the data mean different things by one class name or id. Objects of
+    classes that the run does not know are in full doubt, and a note says so.
     """
     if out is not None and Path(out).exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
@@ -138,7 +139,7 @@ def suggest(
     store, classes, told = _images(data, options.split)
     if not len(classes):
         raise ConfigError(f"{data} names no classes; label a few images first: leanmask annotate DATA --boxes")
-    doubts = _doubts(store, classes, options, on_progress)
+    doubts = _doubts(store, classes, options, told, on_progress)
     records = [store[index] for index in range(len(store))]
     exif = options.exif or ("error" if photo_folder(data) is None else "apply")
     candidates, shelf = _candidates(records, doubts, (options, exif), on_progress)
@@ -191,13 +192,54 @@ def _images(data: str | Path, split: str | None) -> tuple[ImageSource, ClassMap,
 
 
 def _doubts(
-    store: ImageSource, classes: ClassMap, options: SuggestOptions, on_progress: OnProgress | None
+    store: ImageSource, classes: ClassMap, options: SuggestOptions, told: list[str], on_progress: OnProgress | None
 ) -> Doubts | None:
     if options.run is None:
         return None
     loaded = load(options.run)
-    loaded.classes.require(classes, str(options.run))
-    return measure_doubt(networks(loaded, options.run), store, on_progress)
+    everything = loaded.classes.joined(classes, "the data")
+    unseen = everything.names[len(loaded.classes) :]
+    if unseen:
+        shown = few([f"'{name}'" for name in unseen])
+        told.append(f"{options.run} does not know {shown}: the masks of such objects are in full doubt")
+    source = _AsRunKnows(store, tuple(map(everything.names.index, classes.names)), len(loaded.classes))
+    doubts = measure_doubt(networks(loaded, options.run), source, on_progress)
+    for index in range(len(store)):
+        doubts.objects |= {
+            item.id: Doubt(0.0, 1.0) for item in store[index].counted if classes.names[item.category] in unseen
+        }
+    back = [classes.names.index(name) if name in classes.names else None for name in loaded.classes.names]
+    doubts.expected = {
+        image_id: [(None if category is None else back[category], doubt) for category, doubt in seen]
+        for image_id, seen in doubts.expected.items()
+    }
+    return doubts
+
+
+@dataclass(frozen=True)
+class _AsRunKnows:
+    """Images with the class indices of a run, by the data's own. A class from `known` on is none that it has learned:
+    what is asked about such an object is thrown away.
+    """
+
+    source: ImageSource
+    indices: tuple[int, ...]
+    known: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        record = self.source[index]
+        objects = tuple(replace(item, category=self._category(item)) for item in record.objects)
+        known = None
+        if record.known_categories is not None:
+            known = tuple(own for each in record.known_categories if (own := self.indices[each]) < self.known)
+        return replace(record, objects=objects, known_categories=known)
+
+    def _category(self, item: ObjectRecord) -> int:
+        own = self.indices[item.category]
+        return own if own < self.known else 0
 
 
 def _candidates(

@@ -41,10 +41,13 @@ NAMED = 5  # classes of a sentence about many
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The user's classes: position in both tuples is the contiguous index that networks use."""
+    """The user's classes: position in both tuples is the contiguous index that networks use. owner: whose
+    they are, for errors.
+    """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    owner: str = dataclasses.field(default="the training data", compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,14 +74,33 @@ class ClassMap:
         known = dict(zip(self.names, self.ids, strict=True))
         for name, category_id in zip(other.names, other.ids, strict=True):
             if name not in known:
-                raise DataError(
-                    f"{where} has class '{name}' which the training data does not have{suggest(name, known)}"
-                )
+                raise DataError(f"{where} has class '{name}' which {self.owner} does not have{suggest(name, known)}")
             if known[name] != category_id:
                 raise DataError(
-                    f"{where} gives class '{name}' the id {category_id} but the training data gives it {known[name]}; "
+                    f"{where} gives class '{name}' the id {category_id} but {self.owner} gives it {known[name]}; "
                     "give a class the same id in every file"
                 )
+
+    def joined(self, other: ClassMap, where: str) -> ClassMap:
+        """These classes, followed by those that only `other` (the classes of `where`) has. Raises DataError when one
+        name or one id stands for different things.
+        """
+        known, by_id = dict(zip(self.names, self.ids, strict=True)), dict(zip(self.ids, self.names, strict=True))
+        new = []
+        for name, category_id in zip(other.names, other.ids, strict=True):
+            if known.get(name, category_id) != category_id:
+                raise DataError(
+                    f"{where} gives class '{name}' the id {category_id} but {self.owner} gives it {known[name]}; "
+                    "give a class the same id in every file"
+                )
+            if by_id.get(category_id, name) != name:
+                raise DataError(
+                    f"id {category_id} is class '{name}' in {where} but '{by_id[category_id]}' in {self.owner}; "
+                    "give a class the same id in every file"
+                )
+            new += [] if name in known else [(name, category_id)]
+        names, ids = (*self.names, *(name for name, _ in new)), (*self.ids, *(number for _, number in new))
+        return dataclasses.replace(self, names=names, ids=ids)
 
 
 @dataclass(frozen=True, eq=False)
