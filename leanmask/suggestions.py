@@ -22,7 +22,7 @@ from leanmask.data.layout import labelled_data, locate, photo_folder
 from leanmask.data.unlabelled import SPLIT as UNLABELLED
 from leanmask.data.unlabelled import ImagePool
 from leanmask.data.views.canvas import Exif
-from leanmask.errors import ConfigError, DataError
+from leanmask.errors import ConfigError, DataError, counted
 from leanmask.errors import suggest as nearest
 from leanmask.inference.doubt import Doubts, is_bare, measure_doubt, networks
 from leanmask.inference.predict import few, load
@@ -109,8 +109,8 @@ class Suggested:
     def to_text(self) -> str:
         kinds = Counter(item.kind for item in self.items)
         spent = sum(item.seconds for item in self.items) / 3600
-        told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) or "nothing"
-        lines = [f"{told}: {spent:.2f} of {self.hours:g} hours"]
+        told = ", ".join(_bought(kind, number) for kind, number in kinds.most_common()) or "nothing"
+        lines = [f"{told}: {spent:.2f} of {counted(self.hours, 'hour')}"]
         lines += self.notes
         return "\n".join([*lines, *(f"{place}. {item.why}" for place, item in enumerate(self.items[:SHOWN], start=1))])
 
@@ -121,7 +121,15 @@ class Suggested:
             [kind, count(kinds[kind]), f"{sum(i.seconds for i in self.items if i.kind == kind) / 3600:,.2f}"]
             for kind in sorted(kinds)
         ]
-        return Table(f"What to label in {self.hours:g} hours", ("label", "how many", "hours"), rows)
+        return Table(f"What to label in {counted(self.hours, 'hour')}", ("label", "how many", "hours"), rows)
+
+
+def _bought(kind: str, number: int) -> str:
+    return {
+        "boxes": f"boxes on {counted(number, 'image')}",
+        "points": f"points on {counted(number, 'object')}",
+        "mask": counted(number, "mask"),
+    }[kind]
 
 
 def suggest(
@@ -321,7 +329,7 @@ def _sentence(choice: Choice, record: ImageRecord, names: Sequence[str], with_ru
         about = f"; {_seen(candidate)}" if with_run else ""
         return f"Boxes on image {record.id} ({record.path.name}), {seconds}: {rare}{about}."
     category, doubt = candidate.objects[0]
-    label = f"{choice.points} points on" if choice.kind == "points" else "A mask of"
+    label = f"{counted(choice.points, 'point')} on" if choice.kind == "points" else "A mask of"
     name = names[category] if category is not None else "object"
     about = ""
     if with_run and doubt is not None:
@@ -335,5 +343,7 @@ def _sentence(choice: Choice, record: ImageRecord, names: Sequence[str], with_ru
 def _seen(candidate: Candidate) -> str:
     doubts = [doubt for _, doubt in candidate.objects if doubt is not None]
     if not doubts:
-        return f"the run sees nothing there, {len(candidate.objects)} objects are usual"
-    return f"the run expects {len(doubts)} objects there, in doubt by {sum(d.total for d in doubts) / len(doubts):.0%}"
+        usual = counted(len(candidate.objects), "object")
+        return f"the run sees nothing there, {usual} {'is' if len(candidate.objects) == 1 else 'are'} usual"
+    mean = sum(doubt.total for doubt in doubts) / len(doubts)
+    return f"the run expects {counted(len(doubts), 'object')} there, in doubt by {mean:.0%}"

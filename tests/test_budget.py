@@ -211,11 +211,14 @@ def test_unknown_objects_are_not_estimated(open_ended: Path) -> None:
     assert told.paid_seconds == pytest.approx(79.2)
     assert told.prices == told.purchases == ()
     assert "unknown: 2 of 3 images" in told.to_text()
-    assert "What" not in told.to_text()
+    text = told.to_text()
+    assert "What labelling an object costs" in text
+    assert "objects in 40 hours" in text
+    assert f"{40 * 3600 // 7}".replace("20571", "20,571") in text, "boxes"
     known = api.budget(open_ended, hours=40, objects=100)
     assert known.prices[0].masks == 100
-    assert "What 40 hours buy" in known.to_text()
-    with pytest.raises(DataError, match="1 annotated objects, more than the 0"):
+    assert "What 40 hours of work can buy" in known.to_text()
+    with pytest.raises(DataError, match="1 annotated object, more than the 0"):
         api.budget(open_ended, objects=0)
 
 
@@ -237,8 +240,12 @@ def test_a_folder_of_photographs_before_and_after_anything_is_labelled(
     told = api.budget(photos)
     assert (told.split, told.census.images, told.objects, told.paid_seconds) == ("all images", 8, None, 0)
     assert "objects by label: none" in told.to_text()
-    for option in ("--objects-per-image", "--objects", "objects_per_image="):
+    for option in ("--objects-per-image", "--objects:"):
         assert option in told.summary()
+    assert "=" not in told.summary(), "no Python on the command line"
+    shown = leanmask("budget", photos, "--hours", 1)
+    assert "objects in 1 hour" in " ".join(shown.out.split())
+    assert "1 hours" not in shown.out
     told = api.budget(photos, hours=1, objects_per_image=2.5)
     assert told.objects == 20
     assert {each.scheme: each.masks for each in told.prices}["full"] == 20
@@ -291,7 +298,7 @@ def test_command_line(leanmask: Callable[..., Outcome], mixed: Path) -> None:
     assert shown.code == 0
     text = " ".join(shown.out.split())
     assert "What labelling all 6 objects of train costs" in text
-    assert "What 40 hours buy" in text
+    assert "What 40 hours of work can buy" in text
     assert "43.2 to find and name" in text
     content = json.loads(leanmask("budget", mixed, "--hours", 40, "--spotting", 43.2, "--json").out)
     assert content == api.budget(mixed, hours=40, costs=ON_COCO).to_json()

@@ -24,11 +24,11 @@ from leanmask.costs import LabelCosts
 from leanmask.data.appearance import _grouped, looks
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.splits import split
-from leanmask.errors import ConfigError, DataError
+from leanmask.errors import ConfigError, DataError, counted
 from leanmask.inference.doubt import networks
 from leanmask.inference.predict import evaluate, load
 from leanmask.labels.worth import Candidate, Doubt, Shelf, Shopping, best_offer, choose, doubted_together, share_of_mask
-from leanmask.suggestions import SuggestOptions, suggest
+from leanmask.suggestions import Suggested, Suggestion, SuggestOptions, suggest
 from leanmask.summary import TrainSummary
 
 BOX = share_of_mask(0)
@@ -277,7 +277,7 @@ def test_the_verb_and_annotate_follow_the_queue(leanmask: Callable[..., Outcome]
     queue = tmp_path / "queue.json"
     outcome = leanmask("suggest", boxed, "--hours", 0.01, "--out", queue)
     assert outcome.code == 0
-    assert "4 points: 0.01 of 0.01 hours" in " ".join(outcome.out.split())
+    assert "points on 4 objects: 0.01 of 0.01 hours" in " ".join(outcome.out.split())
     work = Work.open(boxed, AnnotateOptions(queue=queue, store=tmp_path / "store.sqlite"))
     desk, masks = work.desk()
     ids = [item["annotation_id"] for item in json.loads(queue.read_text())["items"]]
@@ -382,3 +382,16 @@ def test_an_id_of_two_classes_is_refused(sparse: Path, trained: TrainSummary, tm
         suggest(data, SuggestOptions(hours=1, run=trained.folder))
     with pytest.raises(DataError, match=r"is class 'zebra' in .*val\.json but"):
         evaluate(trained.folder, data, out=tmp_path / "out")
+
+
+def test_one_of_something_is_said_in_the_singular() -> None:
+    items = tuple(Suggestion(kind, 1, None, 0, 36.0, 1.0, "why") for kind in ("boxes", "points", "mask"))
+    said = Suggested("data", "train", None, 1, items)
+    assert said.to_text().startswith("boxes on 1 image, points on 1 object, 1 mask: 0.03 of 1 hour\n")
+    assert said.table().title == "What to label in 1 hour"
+    assert [counted(number, "hour") for number in (0, 1.0, 0.5, 2000)] == [
+        "0 hours",
+        "1 hour",
+        "0.5 hours",
+        "2,000 hours",
+    ]

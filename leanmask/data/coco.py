@@ -20,7 +20,7 @@ from leanmask.data.files import read_json, write_json
 from leanmask.data.grouping import ANNOTATED, EXHAUSTIVE, PARTIAL, file_pack, folder_pack
 from leanmask.data.pack import Pack
 from leanmask.data.views.canvas import image_size
-from leanmask.errors import DataError, suggest
+from leanmask.errors import DataError, counted, suggest
 from leanmask.geometry import FloatArray
 from leanmask.rle import Segmentation
 from leanmask.supervision import Supervision
@@ -176,9 +176,10 @@ class Census:
         kinds = ", ".join(f"{self.objects[name]} {name}" for name in names if self.objects[name])
         unlabelled = f" ({self.unlabelled_images} unlabelled)" if self.unlabelled_images else ""
         one_label = f" ({self.one_label_points} with points of one label only)" if self.one_label_points else ""
-        crowds = f"; {self.crowds} crowds" if self.crowds else ""
+        crowds = f"; {counted(self.crowds, 'crowd')}" if self.crowds else ""
         rejected = f"; {self.rejected} rejected" if self.rejected else ""
-        return f"{self.images} images{unlabelled}; objects by label: {kinds or 'none'}{one_label}{crowds}{rejected}"
+        objects = f"objects by label: {kinds or 'none'}{one_label}{crowds}{rejected}"
+        return f"{counted(self.images, 'image')}{unlabelled}; {objects}"
 
     def empty_classes(self) -> str | None:
         """A sentence that names the classes without an object; None where each has one."""
