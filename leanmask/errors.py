@@ -54,3 +54,9 @@ def suggest(found: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     near = difflib.get_close_matches(found, names, n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else f"; allowed: {', '.join(names)}"
+
+
+def counted(number: float, one: str) -> str:
+    """A number of things in words: "1 object", "2 objects", "0.5 hours". one: the noun of one of them."""
+    written = f"{number:,}" if isinstance(number, int) else f"{number:,g}"
+    return f"{written} {one}{'s' * (number != 1)}"

@@ -11,12 +11,14 @@ from typing import Any
 
 from leanmask.annotate.labels import labelling_folder, refresh_labels
 from leanmask.annotate.photos import photo_files
+from leanmask.annotate.tasks import is_predicted
 from leanmask.costs import LabelCosts
+from leanmask.data.annotation import Row, is_rejected
 from leanmask.data.coco import AnnotationStore, Census
 from leanmask.data.grouping import file_pack
 from leanmask.data.layout import ALL_LABELS, SplitFiles, labelled_data, locate, photo_folder
 from leanmask.data.withholding.withhold import row_seconds
-from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.errors import ConfigError, DataError, counted, suggest
 from leanmask.labels.budget import SCHEMES, Counts, Price, Purchase, buy, buy_boxes_then_masks, price, seconds_of
 from leanmask.reports.layout import NOTHING, Table, count, render_markdown
 from leanmask.supervision import Supervision
@@ -26,8 +28,9 @@ ALL_IMAGES = "all images"
 
 @dataclass(frozen=True)
 class Budget:
-    """The result of `budget`. paid_seconds: for every annotation of the split, as if a person had made it. objects:
-    that the split has, None when nobody knows; `prices` and `purchases` are empty then. hours: what `purchases` spend.
+    """The result of `budget`. paid_seconds: for what a person has made of every annotation of the split, see
+    `paid_seconds`. objects: that the split has, None when nobody knows; `prices` and `purchases` are empty then.
+    hours: what `purchases` spend.
     split: ALL_IMAGES for a folder of images alone. notes: sentences about what has changed in such a folder.
     """
 
@@ -72,15 +75,15 @@ class Budget:
             partial, known = self.census.images - self.census.exhaustive_images, _known(self.census)
             lines.append(
                 f"The number of objects is unknown: {partial:,} of {self.census.images:,} images are not said to be "
-                "annotated exhaustively. Say it with --objects-per-image, or for all images together with --objects "
-                f"(objects_per_image=..., objects=... in Python): {known} if there is nothing but what is annotated."
+                "annotated exhaustively. Say it with --objects-per-image, or for all images together with --objects: "
+                f"{known} if there is nothing but what is annotated."
             )
         return "\n".join(lines)
 
     def tables(self) -> list[Table]:
-        """Prices and, where hours were given, purchases."""
+        """Prices and, where hours were given, purchases; where the number of objects is unknown, prices of one."""
         if self.objects is None:
-            return []
+            return [_object_table(self)]
         tables = [_price_table(self)]
         return tables if self.hours is None else [*tables, _purchase_table(self.purchases, self.hours)]
 
@@ -106,7 +109,9 @@ def budget(
     if hours is not None:
         seconds_of(hours)  # bad ones are refused before anything is read
     if objects is not None and objects_per_image is not None:
-        raise ConfigError(f"{objects} objects and {objects_per_image:g} per image are both said; give one of them")
+        raise ConfigError(
+            f"{counted(objects, 'object')} and {objects_per_image:g} per image are both said; give one of them"
+        )
     if objects_per_image is not None and not 0 <= objects_per_image < math.inf:
         raise ConfigError(f"objects per image is {objects_per_image}; allowed: 0 or more")
     notes = refresh_labels(data)
@@ -157,12 +162,31 @@ def _total(census: Census, objects: int | None, where: str) -> int | None:
     if objects is None:
         return known if census.exhaustive_images == census.images else None
     if objects < known:
-        raise DataError(f"{where} has {known} annotated objects, more than the {objects} said to be all")
+        raise DataError(f"{where} has {counted(known, 'annotated object')}, more than the {objects} said to be all")
     return objects
 
 
 def _purchases(counts: Counts, costs: LabelCosts, hours: float) -> tuple[Purchase, ...]:
     return (*(buy(scheme, counts, costs, hours) for scheme in SCHEMES), buy_boxes_then_masks(counts, costs, hours))
+
+
+def paid_seconds(row: Row, costs: LabelCosts) -> float:
+    """What a person has made of a row. Nobody drew the mask of a pseudo-label, also of an accepted one: a box, a point
+    or classified points that it was made from are paid. A decision of a review has no price, nor has what it rejected.
+    """
+    if is_rejected(row):
+        return 0.0
+    before = (row.get("review") or {}).get("before")
+    if not is_predicted(row if before is None else {**row, "provenance": before.get("provenance")}):
+        return row_seconds(row, costs)
+    drawn = {key: value for key, value in row.items() if key != "segmentation"}
+    if "class_quality" in row:  # a network found the object
+        if not row.get("point_coords"):
+            return 0.0
+        drawn = {key: row[key] for key in ("point_coords", "point_labels")}
+    elif row.get("point"):
+        drawn.pop("bbox", None)  # of the mask
+    return row_seconds(drawn, costs)
 
 
 def _paid(annotations: Path | None, costs: LabelCosts, on_progress: Callable[[int, int], None] | None) -> float:
@@ -171,10 +195,30 @@ def _paid(annotations: Path | None, costs: LabelCosts, on_progress: Callable[[in
         return 0.0
     pack, seconds = file_pack(annotations, False), 0.0
     for index in range(len(pack)):
-        seconds += sum(row_seconds(row, costs) for row in pack[index]["annotations"])
+        seconds += sum(paid_seconds(row, costs) for row in pack[index]["annotations"])
         if on_progress:
             on_progress(index + 1, len(pack))
     return seconds
+
+
+def _prices_note(costs: LabelCosts) -> str:
+    return (
+        f"Seconds per object: {costs.spotting_seconds:g} to find and name it, then {costs.mask_seconds:g} for a mask "
+        f"(its box follows), {costs.box_seconds:g} for a box, {costs.point_seconds:g} for a point."
+    )
+
+
+def _object_table(told: Budget) -> Table:
+    headers, rows = ["scheme", "s per object"], []
+    if told.hours is not None:
+        headers.append(f"objects in {counted(told.hours, 'hour')}")
+    for scheme in SCHEMES:
+        each = scheme.object_seconds(told.costs)
+        row = [scheme.name, f"{each:.1f}"]
+        if told.hours is not None:
+            row.append(count(math.floor(seconds_of(told.hours) / each)) if each else NOTHING)
+        rows.append(row)
+    return Table("What labelling an object costs, on average", tuple(headers), rows, note=_prices_note(told.costs))
 
 
 def _price_table(told: Budget) -> Table:
@@ -189,13 +233,9 @@ def _price_table(told: Budget) -> Table:
         ]
         for found in told.prices
     ]
-    note = (
-        f"Seconds per object: {costs.spotting_seconds:g} to find and name it, then {costs.mask_seconds:g} for a mask "
-        f"(its box follows), {costs.box_seconds:g} for a box, {costs.point_seconds:g} for a point. Days of 24 hours. "
-        "Units are MaskBooster's."
-    )
+    note = f"{_prices_note(costs)} Days of 24 hours. Units are MaskBooster's."
     headers = ("scheme", "masks", "boxes", "points", "s per object", "hours", "days", "units")
-    title = f"What labelling all {objects:,} objects of {told.split} costs, from nothing"
+    title = f"What labelling all {counted(objects, 'object')} of {told.split} costs, from nothing"
     return Table(title, headers, rows, note=note)
 
 
@@ -216,4 +256,4 @@ def _purchase_table(purchases: tuple[Purchase, ...], hours: float) -> Table:
         "first, then as many masks as the hours allow."
     )
     headers = ("scheme", "objects", "of all", "images", "of them masks", "hours spent")
-    return Table(f"What {hours:,g} hours buy, from nothing", headers, rows, note=note)
+    return Table(f"What {counted(hours, 'hour')} of work can buy, from nothing", headers, rows, note=note)

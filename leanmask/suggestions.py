@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,10 +22,10 @@ from leanmask.data.layout import labelled_data, locate, photo_folder
 from leanmask.data.unlabelled import SPLIT as UNLABELLED
 from leanmask.data.unlabelled import ImagePool
 from leanmask.data.views.canvas import Exif
-from leanmask.errors import ConfigError, DataError
+from leanmask.errors import ConfigError, DataError, counted
 from leanmask.errors import suggest as nearest
 from leanmask.inference.doubt import Doubts, is_bare, measure_doubt, networks
-from leanmask.inference.predict import load
+from leanmask.inference.predict import few, load
 from leanmask.labels.budget import seconds_of
 from leanmask.labels.worth import Candidate, Choice, Doubt, Shelf, Shopping, choose, share_of_mask
 from leanmask.paths import settle_fields
@@ -109,8 +109,8 @@ class Suggested:
     def to_text(self) -> str:
         kinds = Counter(item.kind for item in self.items)
         spent = sum(item.seconds for item in self.items) / 3600
-        told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) or "nothing"
-        lines = [f"{told}: {spent:.2f} of {self.hours:g} hours"]
+        told = ", ".join(_bought(kind, number) for kind, number in kinds.most_common()) or "nothing"
+        lines = [f"{told}: {spent:.2f} of {counted(self.hours, 'hour')}"]
         lines += self.notes
         return "\n".join([*lines, *(f"{place}. {item.why}" for place, item in enumerate(self.items[:SHOWN], start=1))])
 
@@ -121,7 +121,15 @@ class Suggested:
             [kind, count(kinds[kind]), f"{sum(i.seconds for i in self.items if i.kind == kind) / 3600:,.2f}"]
             for kind in sorted(kinds)
         ]
-        return Table(f"What to label in {self.hours:g} hours", ("label", "how many", "hours"), rows)
+        return Table(f"What to label in {counted(self.hours, 'hour')}", ("label", "how many", "hours"), rows)
+
+
+def _bought(kind: str, number: int) -> str:
+    return {
+        "boxes": f"boxes on {counted(number, 'image')}",
+        "points": f"points on {counted(number, 'object')}",
+        "mask": counted(number, "mask"),
+    }[kind]
 
 
 def suggest(
@@ -129,8 +137,9 @@ def suggest(
 ) -> Suggested:
     """Rank what is not labelled yet, and was not skipped, by expected gain per second, and write the queue file `out`.
 
-    Raises DataError when the data cannot be used, RunError for a run that is none, ConfigError for a run of other
-    classes or data without classes.
+    Raises DataError when the data cannot be used, RunError for a run that is none, ConfigError for data
+    without classes, DataError where the run and the data mean different things by one class name or id. Objects of
+    classes that the run does not know are in full doubt, and a note says so.
     """
     if out is not None and Path(out).exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
@@ -138,7 +147,7 @@ def suggest(
     store, classes, told = _images(data, options.split)
     if not len(classes):
         raise ConfigError(f"{data} names no classes; label a few images first: leanmask annotate DATA --boxes")
-    doubts = _doubts(store, classes, options, on_progress)
+    doubts = _doubts(store, classes, options, told, on_progress)
     records = [store[index] for index in range(len(store))]
     exif = options.exif or ("error" if photo_folder(data) is None else "apply")
     skipped = read_skipped(data, options.split or "train")
@@ -192,13 +201,54 @@ def _images(data: str | Path, split: str | None) -> tuple[ImageSource, ClassMap,
 
 
 def _doubts(
-    store: ImageSource, classes: ClassMap, options: SuggestOptions, on_progress: OnProgress | None
+    store: ImageSource, classes: ClassMap, options: SuggestOptions, told: list[str], on_progress: OnProgress | None
 ) -> Doubts | None:
     if options.run is None:
         return None
     loaded = load(options.run)
-    loaded.classes.require(classes, str(options.run))
-    return measure_doubt(networks(loaded, options.run), store, on_progress)
+    everything = loaded.classes.joined(classes, "the data")
+    unseen = everything.names[len(loaded.classes) :]
+    if unseen:
+        shown = few([f"'{name}'" for name in unseen])
+        told.append(f"{options.run} does not know {shown}: the masks of such objects are in full doubt")
+    source = _AsRunKnows(store, tuple(map(everything.names.index, classes.names)), len(loaded.classes))
+    doubts = measure_doubt(networks(loaded, options.run), source, on_progress)
+    for index in range(len(store)):
+        doubts.objects |= {
+            item.id: Doubt(0.0, 1.0) for item in store[index].counted if classes.names[item.category] in unseen
+        }
+    back = [classes.names.index(name) if name in classes.names else None for name in loaded.classes.names]
+    doubts.expected = {
+        image_id: [(None if category is None else back[category], doubt) for category, doubt in seen]
+        for image_id, seen in doubts.expected.items()
+    }
+    return doubts
+
+
+@dataclass(frozen=True)
+class _AsRunKnows:
+    """Images with the class indices of a run, by the data's own. A class from `known` on is none that it has learned:
+    what is asked about such an object is thrown away.
+    """
+
+    source: ImageSource
+    indices: tuple[int, ...]
+    known: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        record = self.source[index]
+        objects = tuple(replace(item, category=self._category(item)) for item in record.objects)
+        known = None
+        if record.known_categories is not None:
+            known = tuple(own for each in record.known_categories if (own := self.indices[each]) < self.known)
+        return replace(record, objects=objects, known_categories=known)
+
+    def _category(self, item: ObjectRecord) -> int:
+        own = self.indices[item.category]
+        return own if own < self.known else 0
 
 
 def _candidates(
@@ -236,7 +286,7 @@ def _candidates(
 
 def _boxed(record: ImageRecord) -> list[ObjectRecord]:
     """The objects with a box. Those of weight 0 are left out: somebody has rejected them."""
-    return [item for item in record.objects if np.isfinite(item.box_xyxy).all() and item.weight > 0]
+    return [item for item in record.counted if np.isfinite(item.box_xyxy).all()]
 
 
 def _boxes(record: ImageRecord, empty: bool) -> np.ndarray:
@@ -253,7 +303,7 @@ def _worth(item: ObjectRecord) -> float:
 
 
 def _mean_objects(records: Iterable[ImageRecord]) -> float:
-    counts = [len(record.objects) for record in records if record.objects or record.exhaustive]
+    counts = [len(record.counted) for record in records if record.counted or record.exhaustive]
     return sum(counts) / len(counts) if counts else float(GUESSED_OBJECTS)
 
 
@@ -280,7 +330,7 @@ def _sentence(choice: Choice, record: ImageRecord, names: Sequence[str], with_ru
         about = f"; {_seen(candidate)}" if with_run else ""
         return f"Boxes on image {record.id} ({record.path.name}), {seconds}: {rare}{about}."
     category, doubt = candidate.objects[0]
-    label = f"{choice.points} points on" if choice.kind == "points" else "A mask of"
+    label = f"{counted(choice.points, 'point')} on" if choice.kind == "points" else "A mask of"
     name = names[category] if category is not None else "object"
     about = ""
     if with_run and doubt is not None:
@@ -294,5 +344,7 @@ def _sentence(choice: Choice, record: ImageRecord, names: Sequence[str], with_ru
 def _seen(candidate: Candidate) -> str:
     doubts = [doubt for _, doubt in candidate.objects if doubt is not None]
     if not doubts:
-        return f"the run sees nothing there, {len(candidate.objects)} objects are usual"
-    return f"the run expects {len(doubts)} objects there, in doubt by {sum(d.total for d in doubts) / len(doubts):.0%}"
+        usual = counted(len(candidate.objects), "object")
+        return f"the run sees nothing there, {usual} {'is' if len(candidate.objects) == 1 else 'are'} usual"
+    mean = sum(doubt.total for doubt in doubts) / len(doubts)
+    return f"the run expects {counted(len(doubts), 'object')} there, in doubt by {mean:.0%}"

@@ -24,6 +24,7 @@ from leanmask.data.withholding.chance import count_of
 from leanmask.data.withholding.withhold import row_seconds
 from leanmask.errors import ConfigError, DataError
 from leanmask.labels.budget import SCHEMES, Counts, Scheme, budget_units, buy, buy_boxes_then_masks, price
+from leanmask.spending import paid_seconds
 
 COCO = Counts(objects=849_949, images=118_287)
 ON_COCO = LabelCosts(spotting_seconds=COCO_SPOTTING_SECONDS)
@@ -210,11 +211,14 @@ def test_unknown_objects_are_not_estimated(open_ended: Path) -> None:
     assert told.paid_seconds == pytest.approx(79.2)
     assert told.prices == told.purchases == ()
     assert "unknown: 2 of 3 images" in told.to_text()
-    assert "What" not in told.to_text()
+    text = told.to_text()
+    assert "What labelling an object costs" in text
+    assert "objects in 40 hours" in text
+    assert f"{40 * 3600 // 7}".replace("20571", "20,571") in text, "boxes"
     known = api.budget(open_ended, hours=40, objects=100)
     assert known.prices[0].masks == 100
-    assert "What 40 hours buy" in known.to_text()
-    with pytest.raises(DataError, match="1 annotated objects, more than the 0"):
+    assert "What 40 hours of work can buy" in known.to_text()
+    with pytest.raises(DataError, match="1 annotated object, more than the 0"):
         api.budget(open_ended, objects=0)
 
 
@@ -236,8 +240,12 @@ def test_a_folder_of_photographs_before_and_after_anything_is_labelled(
     told = api.budget(photos)
     assert (told.split, told.census.images, told.objects, told.paid_seconds) == ("all images", 8, None, 0)
     assert "objects by label: none" in told.to_text()
-    for option in ("--objects-per-image", "--objects", "objects_per_image="):
+    for option in ("--objects-per-image", "--objects:"):
         assert option in told.summary()
+    assert "=" not in told.summary(), "no Python on the command line"
+    shown = leanmask("budget", photos, "--hours", 1)
+    assert "objects in 1 hour" in " ".join(shown.out.split())
+    assert "1 hours" not in shown.out
     told = api.budget(photos, hours=1, objects_per_image=2.5)
     assert told.objects == 20
     assert {each.scheme: each.masks for each in told.prices}["full"] == 20
@@ -290,7 +298,7 @@ def test_command_line(leanmask: Callable[..., Outcome], mixed: Path) -> None:
     assert shown.code == 0
     text = " ".join(shown.out.split())
     assert "What labelling all 6 objects of train costs" in text
-    assert "What 40 hours buy" in text
+    assert "What 40 hours of work can buy" in text
     assert "43.2 to find and name" in text
     content = json.loads(leanmask("budget", mixed, "--hours", 40, "--spotting", 43.2, "--json").out)
     assert content == api.budget(mixed, hours=40, costs=ON_COCO).to_json()
@@ -317,3 +325,18 @@ def test_a_mistake_is_a_sentence(
     assert says in " ".join(failed.err.split())
     assert "Traceback" not in failed.err
     assert failed.out == ""
+
+
+def test_pseudo_labels_are_not_paid_as_drawn_masks(tmp_path: Path) -> None:
+    made = {"bbox": BOX, "segmentation": SQUARE, "provenance": "leanmask a"}
+    found = {**made, "score": 0.7, "class_quality": 0.8, "mask_quality": 0.9}
+    accepted = {**found, "provenance": "human", "weight": 1.0}
+    accepted["review"] = {"decision": "accept", "before": {"provenance": "leanmask a"}}
+    prices = [({"bbox": BOX, "segmentation": SQUARE}, 79.2), (found, 0), (accepted, 0), ({**found, "weight": 0}, 0)]
+    prices += [({**made, "weight": 1.0}, 7), ({**made, "point": [12.0, 12.0]}, 0.9)]
+    for fields, seconds in prices:
+        assert paid_seconds(row(**fields), LabelCosts()) == pytest.approx(seconds)
+    rows = [row(number, **fields) for number, (fields, _) in enumerate(prices, start=1)]
+    told = api.budget(write_data(tmp_path / "reviewed", rows, [image(1, exhaustive=True)]))
+    assert (told.objects, told.census.rejected) == (5, 1)
+    assert told.paid_seconds == pytest.approx(sum(seconds for _, seconds in prices))

@@ -349,7 +349,7 @@ def test_objects_with_points_of_one_label_are_counted_and_allowed(data: DataSet)
     files = locate(data.root)["train"]
     census = AnnotationStore.open(files.annotations, files.images).census()
     assert census == report.census["train"]
-    assert "2 points, 1 point (2 with points of one label only); 1 crowds" in census.to_text()
+    assert "2 points, 1 point (2 with points of one label only); 1 crowd" in census.to_text()
 
 
 def test_doubtful_weights_do_not_become_full_trust(data: DataSet) -> None:

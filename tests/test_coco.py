@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from leanmask.config import DataConfig
 from leanmask.data.annotation import segmentation_of
 from leanmask.data.coco import AnnotationStore, ClassMap, read_json
+from leanmask.data.dataset import _classes_of_images
+from leanmask.data.layout import SplitFiles
+from leanmask.data.views.copy_paste import can_be_pasted
 from leanmask.errors import DataError
+from leanmask.planning.fingerprint import fingerprint
 from leanmask.records import Supervision
 from leanmask.rle import rle_crop, segmentation_bounds
 
@@ -272,3 +277,27 @@ def test_missing_and_broken_json(tmp_path: Path) -> None:
     path.write_text("[1]")
     with pytest.raises(DataError, match="JSON object, found list"):
         read_json(path)
+
+
+def test_what_somebody_rejected_is_no_label(tmp_path: Path) -> None:
+    box = [10, 10, 20, 15]
+    rejected = {"bbox": box, "segmentation": SQUARE, "weight": 0.0}
+    opened = store(tmp_path, row(1, bbox=box), row(2, category_id=90, **rejected), row(3, score=0, bbox=box))
+    counted = opened.census()
+    assert (sum(counted.objects.values()), counted.rejected) == (1, 2)
+    assert counted.class_images == {"dog": 1, "cat": 0}
+    assert counted.to_text().endswith("objects by label: 1 box; 2 rejected")
+    assert [item.id for item in opened[0].counted] == [1]
+    assert len(opened[0].objects) == 3, "training leaves their places alone"
+    assert not any(map(can_be_pasted, opened[0].objects))
+    assert _classes_of_images(opened) == [{opened.classes.names.index("dog")}]
+
+
+def test_a_plan_of_data_with_rejected_masks(tmp_path: Path) -> None:
+    rows = [row(1, bbox=[10, 10, 20, 15]), row(2, bbox=[0, 0, 2, 2], segmentation=SQUARE, weight=0)]
+    files = SplitFiles(write(tmp_path, rows), tmp_path, None)
+    Image.new("RGB", (60, 40)).save(tmp_path / "1.png")
+    found = fingerprint({"train": files}, DataConfig(path=str(tmp_path)))
+    assert (found.objects, found.labels["mask"], found.mask_images) == (1, 0, 0)
+    assert found.objects_per_image.most == 1
+    assert found.object_side.least > 0.2

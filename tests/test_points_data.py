@@ -280,7 +280,7 @@ def test_pointsups_file_is_read_as_it_is(tmp_path: Path, cache: Path, how: str) 
     files = locate(data)["train"]
     store = AnnotationStore.open(files.annotations, files.images)
     assert store.census() == report.census["train"]
-    assert "2 points (1 with points of one label only); 1 crowds" in store.census().to_text()
+    assert "2 points (1 with points of one label only); 1 crowd" in store.census().to_text()
     dog = store[0].objects[0]
     assert (dog.supervision, dog.segmentation, dog.category) == (Supervision.POINTS, None, 0)
     assert dog.points_xy.tolist() == [[12.5, 7.5], [40.5, 24.5], [10.5, 5.5], [25.5, 15.5], [25.5, 15.5]]

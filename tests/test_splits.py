@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -583,3 +584,18 @@ def test_real_data_can_be_split(tmp_path: Path, name: str) -> None:
     sizes = {image["id"]: (image["height"], image["width"]) for image in load(tmp_path / "out")["images"]}
     masks = [row for row in load(tmp_path / "out", TRUTH)["annotations"] if not row.get("iscrowd")]
     assert all(coco_mask.area(rle_of(row, sizes[row["image_id"]])) > 0 for row in masks[:50])
+
+
+def test_what_somebody_rejected_stays_rejected(digits: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits, data)
+    path = data / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["weight"] = 0.0
+    path.write_text(json.dumps(content))
+    for protocol in ("full", "boxes", "sparse-20", "points-5", "semi-100", "weak-semi-20"):
+        summary = split(data, tmp_path / protocol, protocol)
+        assert summary.objects == len(content["annotations"]) - 1
+        files = locate(tmp_path / protocol)["train"]
+        counted = AnnotationStore.open(files.annotations, files.images, unannotated="negative").census()
+        assert (counted.rejected, sum(counted.objects.values())) == (1, summary.objects), protocol

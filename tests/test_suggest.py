@@ -24,11 +24,11 @@ from leanmask.costs import LabelCosts
 from leanmask.data.appearance import _grouped, looks
 from leanmask.data.coco import AnnotationStore
 from leanmask.data.splits import split
-from leanmask.errors import ConfigError, DataError
+from leanmask.errors import ConfigError, DataError, counted
 from leanmask.inference.doubt import networks
-from leanmask.inference.predict import load
+from leanmask.inference.predict import evaluate, load
 from leanmask.labels.worth import Candidate, Doubt, Shelf, Shopping, best_offer, choose, doubted_together, share_of_mask
-from leanmask.suggestions import SuggestOptions, suggest
+from leanmask.suggestions import Suggested, Suggestion, SuggestOptions, suggest
 from leanmask.summary import TrainSummary
 
 BOX = share_of_mask(0)
@@ -277,7 +277,7 @@ def test_the_verb_and_annotate_follow_the_queue(leanmask: Callable[..., Outcome]
     queue = tmp_path / "queue.json"
     outcome = leanmask("suggest", boxed, "--hours", 0.01, "--out", queue)
     assert outcome.code == 0
-    assert "4 points: 0.01 of 0.01 hours" in " ".join(outcome.out.split())
+    assert "points on 4 objects: 0.01 of 0.01 hours" in " ".join(outcome.out.split())
     work = Work.open(boxed, AnnotateOptions(queue=queue, store=tmp_path / "store.sqlite"))
     desk, masks = work.desk()
     ids = [item["annotation_id"] for item in json.loads(queue.read_text())["items"]]
@@ -331,3 +331,67 @@ def test_the_benchmark_spends_equal_seconds(digits: Path, tmp_path: Path) -> Non
     assert "-tune-" in other
     with pytest.raises(ConfigError, match="did you mean 'suggest_run'"):
         bench_suggest("suggest-200", BenchOptions(arms=("sugest_run",)))
+
+
+def with_classes(data: Path, folder: Path, change: Callable[[dict[str, Any]], None], name: str = "train") -> Path:
+    """The same data with the annotations of one split changed, and the new categories in all of them."""
+    named = yaml.safe_load((data / "data.yaml").read_text())["splits"]
+    splits = {split: {key: str((data / at).resolve()) for key, at in files.items()} for split, files in named.items()}
+    for split_name in ("train", "val"):
+        content = json.loads(Path(splits[split_name]["annotations"]).read_text())
+        if split_name == name:
+            change(content)
+            categories = content["categories"]
+        splits[split_name]["annotations"] = f"{split_name}.json"
+        (folder / f"{split_name}.json").write_text(json.dumps(content))
+    for path in (folder / "train.json", folder / "val.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "categories": categories}))
+    (folder / "data.yaml").write_text(yaml.safe_dump({"splits": splits}))
+    return folder
+
+
+def add_zebra(content: dict[str, Any]) -> None:
+    """A class that sorts before all others, so that every index changes, with one object."""
+    content["categories"] = [{"id": -5, "name": "zebra"}, *content["categories"]]
+    content["annotations"][0]["category_id"] = -5
+
+
+def test_a_class_that_a_run_has_never_seen(boxed: Path, trained: TrainSummary, tmp_path: Path) -> None:
+    before = suggest(boxed, SuggestOptions(hours=100.0, run=trained.folder))
+    found = suggest(with_classes(boxed, tmp_path, add_zebra), SuggestOptions(hours=100.0, run=trained.folder))
+    assert {item.annotation_id for item in found.items} == {item.annotation_id for item in before.items}
+    assert f"{trained.folder} does not know 'zebra': the masks of such objects are in full doubt" in found.notes
+    assert sum("of 'zebra'" in item.why or "on 'zebra'" in item.why for item in found.items) == 1
+
+
+def test_a_run_is_measured_on_a_class_it_has_never_seen(sparse: Path, trained: TrainSummary, tmp_path: Path) -> None:
+    data = with_classes(sparse, tmp_path, add_zebra, name="val")
+    found = evaluate(trained.folder, data, out=tmp_path / "out")
+    (note,) = [note for note in found.notes if "zebra" in note]
+    assert note.startswith(f"{trained.folder} does not know 'zebra': the objects count as missed")
+    assert [each.get("AP") for each in found.per_class if each["name"] == "zebra"] == [0]
+    assert note in json.loads((tmp_path / "out" / "metrics.json").read_text())["notes"]
+
+
+def test_an_id_of_two_classes_is_refused(sparse: Path, trained: TrainSummary, tmp_path: Path) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        content["categories"][0]["name"] = "zebra"
+
+    data = with_classes(sparse, tmp_path, rename)
+    with pytest.raises(DataError, match=r"is class 'zebra' in the data but '.*' in .*; give a class the same id"):
+        suggest(data, SuggestOptions(hours=1, run=trained.folder))
+    with pytest.raises(DataError, match=r"is class 'zebra' in .*val\.json but"):
+        evaluate(trained.folder, data, out=tmp_path / "out")
+
+
+def test_one_of_something_is_said_in_the_singular() -> None:
+    items = tuple(Suggestion(kind, 1, None, 0, 36.0, 1.0, "why") for kind in ("boxes", "points", "mask"))
+    said = Suggested("data", "train", None, 1, items)
+    assert said.to_text().startswith("boxes on 1 image, points on 1 object, 1 mask: 0.03 of 1 hour\n")
+    assert said.table().title == "What to label in 1 hour"
+    assert [counted(number, "hour") for number in (0, 1.0, 0.5, 2000)] == [
+        "0 hours",
+        "1 hour",
+        "0.5 hours",
+        "2,000 hours",
+    ]

@@ -41,6 +41,23 @@ def is_number(value: Any) -> bool:
     return type(value) in _NUMBERS
 
 
+def weight_of(row: Row) -> float:
+    """Trust in a row from 0 to 1: its `weight`, else its `score`, else 1."""
+    weight = row.get("weight", row.get("score"))
+    return 1.0 if weight is None else float(weight)
+
+
+def is_rejected(row: Row) -> bool:
+    """Whether a row has weight 0: it is neither object nor background, and no label. The row may have faults."""
+    weight = row.get("weight", row.get("score"))
+    return is_number(weight) and weight == 0
+
+
+def is_object(row: Row) -> bool:
+    """Whether a row is one object: no crowd, and not rejected (weight 0)."""
+    return not row.get("iscrowd") and not is_rejected(row)
+
+
 def supervision_of(row: Row) -> Supervision:
     """What was labelled: a mask; or classified points; or a box; or one point; or nothing."""
     if row.get("segmentation"):

@@ -152,6 +152,7 @@ def _census_lines(name: str, found: Census) -> list[str]:
     shown = ", ".join(f"{count} {word}" for word, count in images.items() if count)
     extra = f", {found.crowds} crowds" if found.crowds else ""
     extra += f", {found.one_label_points} with points of one label only" if found.one_label_points else ""
+    extra += f", {found.rejected} rejected" if found.rejected else ""
     return [f"{name}: {found.images} images ({shown}); {kinds}{extra}"]
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from leanmask.data.annotation import Row, box_of, points_of, rough_of, segmentation_of, supervision_of
+from leanmask.data.annotation import Row, box_of, points_of, rough_of, segmentation_of, supervision_of, weight_of
 from leanmask.data.federated import known_categories
 from leanmask.data.files import read_json, write_json
 from leanmask.data.grouping import ANNOTATED, EXHAUSTIVE, PARTIAL, file_pack, folder_pack
 from leanmask.data.pack import Pack
 from leanmask.data.views.canvas import image_size
-from leanmask.errors import DataError, suggest
+from leanmask.errors import DataError, counted, suggest
 from leanmask.geometry import FloatArray
 from leanmask.rle import Segmentation
 from leanmask.supervision import Supervision
@@ -41,10 +41,13 @@ NAMED = 5  # classes of a sentence about many
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The user's classes: position in both tuples is the contiguous index that networks use."""
+    """The user's classes: position in both tuples is the contiguous index that networks use. owner: whose
+    they are, for errors.
+    """
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+    owner: str = dataclasses.field(default="the training data", compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,14 +74,33 @@ class ClassMap:
         known = dict(zip(self.names, self.ids, strict=True))
         for name, category_id in zip(other.names, other.ids, strict=True):
             if name not in known:
-                raise DataError(
-                    f"{where} has class '{name}' which the training data does not have{suggest(name, known)}"
-                )
+                raise DataError(f"{where} has class '{name}' which {self.owner} does not have{suggest(name, known)}")
             if known[name] != category_id:
                 raise DataError(
-                    f"{where} gives class '{name}' the id {category_id} but the training data gives it {known[name]}; "
+                    f"{where} gives class '{name}' the id {category_id} but {self.owner} gives it {known[name]}; "
                     "give a class the same id in every file"
                 )
+
+    def joined(self, other: ClassMap, where: str) -> ClassMap:
+        """These classes, followed by those that only `other` (the classes of `where`) has. Raises DataError when one
+        name or one id stands for different things.
+        """
+        known, by_id = dict(zip(self.names, self.ids, strict=True)), dict(zip(self.ids, self.names, strict=True))
+        new = []
+        for name, category_id in zip(other.names, other.ids, strict=True):
+            if known.get(name, category_id) != category_id:
+                raise DataError(
+                    f"{where} gives class '{name}' the id {category_id} but {self.owner} gives it {known[name]}; "
+                    "give a class the same id in every file"
+                )
+            if by_id.get(category_id, name) != name:
+                raise DataError(
+                    f"id {category_id} is class '{name}' in {where} but '{by_id[category_id]}' in {self.owner}; "
+                    "give a class the same id in every file"
+                )
+            new += [] if name in known else [(name, category_id)]
+        names, ids = (*self.names, *(name for name, _ in new)), (*self.ids, *(number for _, number in new))
+        return dataclasses.replace(self, names=names, ids=ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +139,11 @@ class ImageRecord:
     crowd_boxes_xyxy: FloatArray
     known_categories: tuple[int, ...] | None = None
 
+    @property
+    def counted(self) -> tuple[ObjectRecord, ...]:
+        """The objects that are labels: without those of weight 0, which somebody has rejected."""
+        return tuple(item for item in self.objects if item.weight > 0)
+
 
 @dataclass(frozen=True)
 class Census:
@@ -124,7 +151,8 @@ class Census:
 
     negative_images: nothing is there; unlabelled_images: nobody looked; undecided_images: no annotations, and the user
     has not said which of the two (only `check` leaves images undecided). one_label_points: objects whose classified
-    points are all object or all background. class_images: how many images have an object of each class.
+    points are all object or all background. class_images: how many images have an object of each class. rejected: rows
+    of weight 0, which are neither objects nor background and count nowhere else.
     """
 
     images: int
@@ -137,6 +165,7 @@ class Census:
     one_label_points: int = 0
     undecided_images: int = 0
     class_images: dict[str, int] = dataclasses.field(default_factory=dict)
+    rejected: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -147,8 +176,10 @@ class Census:
         kinds = ", ".join(f"{self.objects[name]} {name}" for name in names if self.objects[name])
         unlabelled = f" ({self.unlabelled_images} unlabelled)" if self.unlabelled_images else ""
         one_label = f" ({self.one_label_points} with points of one label only)" if self.one_label_points else ""
-        crowds = f"; {self.crowds} crowds" if self.crowds else ""
-        return f"{self.images} images{unlabelled}; objects by label: {kinds or 'none'}{one_label}{crowds}"
+        crowds = f"; {counted(self.crowds, 'crowd')}" if self.crowds else ""
+        rejected = f"; {self.rejected} rejected" if self.rejected else ""
+        objects = f"objects by label: {kinds or 'none'}{one_label}{crowds}{rejected}"
+        return f"{counted(self.images, 'image')}{unlabelled}; {objects}"
 
     def empty_classes(self) -> str | None:
         """A sentence that names the classes without an object; None where each has one."""
@@ -180,6 +211,7 @@ class Census:
             one_label_points=totals["one_label_points"],
             undecided_images=int(undecided.sum()),
             class_images={name: totals["images"].get(str(category_id), 0) for category_id, name in names.items()},
+            rejected=totals["rejected"],
         )
 
 
@@ -280,7 +312,6 @@ class AnnotationStore:
     def _object(self, row: Row) -> ObjectRecord:
         segmentation = segmentation_of(row)
         points_xy, point_labels = points_of(row)
-        weight = row.get("weight", row.get("score"))
         return ObjectRecord(
             id=row["id"],
             category=self._own_to_shared[row["category_id"]],
@@ -290,7 +321,7 @@ class AnnotationStore:
             points_xy=points_xy,
             point_labels=point_labels,
             crowd=bool(row.get("iscrowd")),
-            weight=1.0 if weight is None else float(weight),
+            weight=weight_of(row),
             provenance=str(row.get("provenance", "human")),
             rough=rough_of(row),
         )

@@ -230,7 +230,7 @@ def _channels_first(pixels: ByteArray) -> Tensor:
 
 
 def _classes_of_images(store: ImageSource) -> list[set[int]]:
-    return [{item.category for item in store[index].objects} for index in range(len(store))]
+    return [{item.category for item in store[index].counted} for index in range(len(store))]
 
 
 def _images_with_masks(store: ImageSource) -> IntArray:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from leanmask.data.annotation import Row, first_fault, supervision_of
+from leanmask.data.annotation import Row, first_fault, is_object, is_rejected, supervision_of
 from leanmask.data.federated import FEDERATED, NEGATIVE, require_federated
 from leanmask.data.files import image_files, read_json
 from leanmask.data.formats import read_instances
@@ -27,18 +27,22 @@ ANNOTATED, EXHAUSTIVE, PARTIAL = 1, 2, 4  # bits of an image's flag; the last tw
 @dataclass
 class Totals:
     """What is counted on the way through a file: kinds by category id, images by category id, crowds, objects whose
-    points are all of one label.
+    points are all of one label, and rows of weight 0, which are no objects.
     """
 
     objects: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     images: Counter[int] = field(default_factory=Counter)
     crowds: int = 0
     one_label_points: int = 0
+    rejected: int = 0
 
     def add(self, row: Row) -> None:
         """Count one annotation."""
         if row.get("iscrowd"):
             self.crowds += 1
+            return
+        if is_rejected(row):
+            self.rejected += 1
             return
         kind = supervision_of(row)
         self.objects[row["category_id"]][kind.name.lower()] += 1
@@ -47,7 +51,8 @@ class Totals:
     def to_json(self) -> dict[str, Any]:
         objects = {str(key): dict(value) for key, value in self.objects.items()}
         images = {str(key): count for key, count in self.images.items()}
-        return {"objects": objects, "images": images, "crowds": self.crowds, "one_label_points": self.one_label_points}
+        counts = {"crowds": self.crowds, "one_label_points": self.one_label_points, "rejected": self.rejected}
+        return {"objects": objects, "images": images, **counts}
 
 
 def rows_of(content: dict[str, Any], key: str, path: Path) -> list[Row]:
@@ -95,7 +100,7 @@ def group_images(content: dict[str, Any], path: Path, totals: Totals) -> Iterato
             _require_usable(row, image, known, path)
             _shrink(row)
             totals.add(row)
-        totals.images.update({row["category_id"] for row in rows if not row.get("iscrowd")})
+        totals.images.update({row["category_id"] for row in rows if is_object(row)})
         require_federated(image, rows, known, path)
         yield Piece({"image": image, "annotations": rows}, image_flag(image, bool(rows)))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from leanmask.data.annotation import Row
+from leanmask.data.annotation import Row, is_object
 from leanmask.data.files import write_json
 from leanmask.data.formats import read_instances
 from leanmask.data.grouping import Totals, categories_of, group_images
@@ -185,7 +185,7 @@ def weak_semi_files(amount: str) -> tuple[str, str]:
 
 
 def _summary(source: Source, parts: Parts, out: Path, held: HeldOut | None) -> SplitSummary:
-    rows = [row for row in parts.rows if not row.get("iscrowd")]
+    rows = [row for row in parts.rows if is_object(row)]
     masks = sum(bool(row.get("segmentation")) for row in rows)
     partial = [row for row in rows if not row.get("segmentation")]
     return SplitSummary(

@@ -33,7 +33,7 @@ class Validator:
     batches: makes this process's share of the split, in order. truth: the COCO file. class_ids: the user's id of each
     class index. precision: "fp32" or "bf16". protocol: "coco" or "lvis". max_detections: per image,
     None = the protocol's. calibration: also measure how far scores can be trusted, where masks are measured. iou:
-    "mask", "box", None = masks where the truth has all of them (coverage.py).
+    "mask", "box", None = masks where the truth has all of them (coverage.py). notes: for the evaluation's own.
     """
 
     batches: Callable[[], Iterable[Views]]
@@ -45,6 +45,7 @@ class Validator:
     protocol: str = "coco"
     calibration: bool = False
     iou: str | None = None
+    notes: tuple[str, ...] = ()
 
     def measure(
         self, model: Model, folder: Path, see: Callable[[Sequence[dict[str, Any]]], None] | None = None
@@ -68,6 +69,7 @@ class Validator:
     def score(self, results: Path) -> Evaluation:
         """Measure a results file by the protocol."""
         found = score_results(self.truth, results, self.protocol, self.max_detections, self.iou)
+        found = dataclasses.replace(found, notes=[*self.notes, *found.notes])
         return with_calibration(found, self.truth, results) if self.calibration else found
 
 

@@ -34,12 +34,12 @@ OnProgress = Callable[[int, int], None]
 @dataclass
 class Doubts:
     """objects: of the objects with a box and without a mask, by annotation id; not of those that are smaller than a
-    pixel at the network's size. expected: of every image that nobody has labelled, the class index and doubt of each
-    object that is predicted there.
+    pixel at the network's size. expected: of every image that nobody has labelled, the class index (None = a class that
+    the data do not have) and doubt of each object that is predicted there.
     """
 
     objects: dict[int, Doubt] = field(default_factory=dict)
-    expected: dict[int | str, list[tuple[int, Doubt]]] = field(default_factory=dict)
+    expected: dict[int | str, list[tuple[int | None, Doubt]]] = field(default_factory=dict)
 
 
 def networks(loaded: Loaded, run: Path) -> list[Loaded]:
@@ -98,8 +98,8 @@ def _iou(one: Tensor, other: Tensor) -> Tensor:
 
 
 def is_bare(record: ImageRecord) -> bool:
-    """Whether nobody has labelled an image: it has no objects, and nobody says that there are none."""
-    return not record.objects and not record.exhaustive
+    """Whether nobody has labelled an image: it has no objects that count, and nobody says that there are none."""
+    return not record.counted and not record.exhaustive
 
 
 def _about_images(main: Loaded, views: Views, bare: Set[int | str], doubts: Doubts) -> None:

@@ -160,7 +160,7 @@ def load(run: str | Path, device: str | None = None) -> Loaded:
     if not {"config", "classes"} <= metadata.keys():
         raise CheckpointError(f"{path} was not written by leanmask: it does not say which model and classes it is for")
     config = stored(json.loads(metadata["config"]))
-    classes = ClassMap.from_json(json.loads(metadata["classes"]))
+    classes = dataclasses.replace(ClassMap.from_json(json.loads(metadata["classes"])), owner=str(run))
     chosen = torch.device(device) if device else default_device()
     model = config.build_model(len(classes), pretrained=False)
     fit_weights(model, weights, path)
@@ -184,7 +184,8 @@ def evaluate(
 
     Results of a network go to `out`, by default `evaluation/<split>` in the run folder. The images of a results file
     that `predict` wrote are found by their files, others by their ids. Where an object of the split has a box and no
-    mask, box AP is measured, and a note says so.
+    mask, box AP is measured, and a note says so. Objects of a class that the run does not know count as missed, and a
+    note says so. Raises DataError where the run and the data mean different things by one class name or id.
     """
     path, files = as_path(run), _split(data, split)
     if files.annotations is None:
@@ -193,7 +194,7 @@ def evaluate(
         return _score_file(path, files, options)
     loaded = load(path)
     folder = Path(out) if out else (path if path.is_dir() else path.parent) / "evaluation" / split
-    dataset = _dataset(files, loaded)
+    dataset, notes = _dataset(files, loaded)
     validator = Validator(
         batches=lambda: _counted(dataset, loaded, loaded.config.evaluation.batch_size, on_progress),
         truth=files.annotations,
@@ -204,6 +205,7 @@ def evaluate(
         protocol=options.protocol or loaded.config.evaluation.protocol,
         calibration=options.calibration or loaded.config.evaluation.calibration,
         iou=options.iou,
+        notes=notes,
     )
     evaluation = validator.measure(loaded.model, folder)
     assert evaluation is not None  # one process
@@ -230,9 +232,18 @@ def _split(data: str | Path, split: str) -> SplitFiles:
     return splits[split]
 
 
-def _dataset(files: SplitFiles, loaded: Loaded) -> EvalDataset:
-    store = AnnotationStore.open(files.annotations, files.images, unannotated="negative", classes=loaded.classes)
-    return EvalDataset(store, loaded.config.data)
+def _dataset(files: SplitFiles, loaded: Loaded) -> tuple[EvalDataset, tuple[str, ...]]:
+    """The images, and a sentence about objects of classes that the network has never seen."""
+    own = AnnotationStore.open(files.annotations, files.images, unannotated="negative")
+    classes = loaded.classes.joined(own.classes, str(files.annotations))
+    store = AnnotationStore.open(files.annotations, files.images, unannotated="negative", classes=classes)
+    counts = {name: sum(kinds.values()) for name, kinds in store.census().per_class.items()}
+    unknown = [f"'{name}'" for name in classes.names[len(loaded.classes) :] if counts[name]]
+    note = (
+        f"{loaded.classes.owner} does not know {few(unknown)}: the objects count as missed, with an AP of 0 in the "
+        "mean over classes"
+    )
+    return EvalDataset(store, loaded.config.data), (note,) if unknown else ()
 
 
 def _counted(dataset: EvalDataset, loaded: Loaded, batch_size: int, on_progress: OnProgress | None) -> Iterator[Views]:

@@ -49,6 +49,11 @@ class Scheme:
             return 0
         return min(max(math.floor(self.mask_fraction * objects + 0.5), 1), objects)
 
+    def object_seconds(self, costs: LabelCosts) -> float:
+        """What an object costs on average."""
+        other = costs.object_seconds(box=self.box, points=self.points)
+        return self.mask_fraction * costs.object_seconds(mask=True) + (1 - self.mask_fraction) * other
+
     def seconds(self, objects: int, costs: LabelCosts) -> float:
         """What labelling `objects` costs; never less for more objects."""
         masks = self.masks(objects)

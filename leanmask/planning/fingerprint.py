@@ -50,7 +50,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A data set in numbers. Objects are those of the training split without crowds.
+    """A data set in numbers. Objects are those of the training split without crowds and without what somebody has
+    rejected (weight 0).
 
     classes: names, in the order of their ids.
     images: of the training split; unlabelled_images of them are images where nobody looked.
@@ -147,15 +148,16 @@ def fingerprint(splits: Mapping[str, SplitFiles], data: DataConfig) -> Fingerpri
     looked_at = range(0, len(store), max(1, -(-len(store) // READ_IMAGES)))
     for index in looked_at:
         record = store[index]
+        objects = record.counted
         longest = max(record.width, record.height)
         image_sides.append(longest)
-        boxes = np.array([each.box_xyxy for each in record.objects]).reshape(-1, 4)
+        boxes = np.array([each.box_xyxy for each in objects]).reshape(-1, 4)
         width, height = (boxes[:, 2:] - boxes[:, :2])[np.isfinite(boxes).all(1)].T
         area = np.maximum(width * height, 1e-6)
         sides += (np.sqrt(area) / longest).tolist()
         aspects += (np.maximum(height, 1e-3) / np.maximum(width, 1e-3)).tolist()
-        counts += [len(record.objects)] if record.objects else []
-        kinds = {each.supervision for each in record.objects}
+        counts += [len(objects)] if objects else []
+        kinds = {each.supervision for each in objects}
         masks += Supervision.MASK in kinds
         points += bool(kinds) and kinds == {Supervision.POINT}
     share = len(store) / len(looked_at)

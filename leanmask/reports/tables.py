@@ -114,6 +114,8 @@ def census(runs: Sequence[RunSummary], names: Sequence[str], split: str = "train
         rows.append([f"objects: {_kind_text(kind)}", *(_count(section(c, "objects").get(kind, 0)) for c in found)])
     if any(c.get("one_label_points") for c in found):
         rows.append(["objects: points of one label only", *(_count(c.get("one_label_points")) for c in found)])
+    if any(c.get("rejected") for c in found):
+        rows.append(["rejected (weight 0)", *(_count(c.get("rejected")) for c in found)])
     rows.append(["crowd regions (ignored)", *(_count(c.get("crowds")) for c in found)])
     return Table(f"Labels of the {split} split", ("", *(" / ".join(who) for _, who in groups)), rows)
 

@@ -201,7 +201,7 @@ def _queries(store: AnnotationStore, names: Sequence[str], embedder: Embedder, o
     places, classes, vectors = [], [], []
     for index in range(len(store)):
         record = store[index]
-        objects = [item for item in record.objects if item.category in wanted and np.isfinite(item.box_xyxy).all()]
+        objects = [item for item in record.counted if item.category in wanted and np.isfinite(item.box_xyxy).all()]
         if not objects:
             continue
         own = [(record.path, (record.width, record.height), _box(item.box_xyxy)) for item in objects]

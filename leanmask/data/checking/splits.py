@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from leanmask.data.annotation import Fault, Row, finite_faults, is_number
+from leanmask.data.annotation import Fault, Row, finite_faults, is_number, is_object
 from leanmask.data.checking.images import Probe, image_faults
 from leanmask.data.checking.rows import WARNINGS, category_of, image_size, row_faults
 from leanmask.data.coco import Census
@@ -218,7 +218,7 @@ def census(split: Loaded) -> Census:
     countable = [row for row in split.annotations if _countable(row)]
     for row in countable:
         totals.add(row)
-    on_image = {(hashable(row.get("image_id")), row["category_id"]) for row in countable if not row.get("iscrowd")}
+    on_image = {(hashable(row.get("image_id")), row["category_id"]) for row in countable if is_object(row)}
     totals.images.update(category for _, category in on_image)
     flags = [_flag(image, hashable(image.get("id")) in annotated) for image in split.images]
     names = {row["id"]: str(row.get("name")) for row in split.categories if type(row.get("id")) is int}

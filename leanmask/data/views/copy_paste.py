@@ -46,8 +46,8 @@ class Scene:
 
 
 def can_be_pasted(source: ObjectRecord) -> bool:
-    """Whether a person has drawn the object's mask."""
-    return source.supervision == Supervision.MASK and source.provenance == HUMAN
+    """Whether a person has drawn the object's mask, and nobody has rejected it."""
+    return source.weight > 0 and source.supervision == Supervision.MASK and source.provenance == HUMAN
 
 
 def paste(onto: Scene, donor: Scene, rng: np.random.Generator, box_covered: float = _COVERED_FRACTION) -> Scene:

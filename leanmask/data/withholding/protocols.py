@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from leanmask.data.annotation import Row, Size
+from leanmask.data.annotation import Row, Size, is_object
 from leanmask.errors import ConfigError, DataError, suggest
 from leanmask.paths import settle_fields
 from leanmask.supervision import POINTS_AT, PointAt
@@ -113,10 +113,10 @@ class Source:
         return image["height"], image["width"]
 
     def objects(self) -> Iterator[tuple[Row, Row]]:
-        """(image, annotation) of everything that is no crowd."""
+        """(image, annotation) of everything that is no crowd and not rejected (weight 0)."""
         for image in self.images:
             for row in self.annotations.get(image["id"], ()):
-                if not row.get("iscrowd"):
+                if is_object(row):
                     yield image, row
 
     def where(self, row: Row) -> str:

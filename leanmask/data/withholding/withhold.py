@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from leanmask.costs import LabelCosts
-from leanmask.data.annotation import Row, box_of, segmentation_of
+from leanmask.data.annotation import Row, box_of, is_object, is_rejected, segmentation_of
 from leanmask.data.withholding.chance import count_of, shuffled
 from leanmask.data.withholding.clicks import (
     biased_pixels,
@@ -87,6 +87,8 @@ def _bbox(source: Source, row: Row) -> list[float]:
 def _box_row(source: Source, row: Row) -> Row:
     bbox = _bbox(source, row)
     kept = {key: row[key] for key in KEPT_KEYS if key in row}
+    if is_rejected(row):
+        kept["weight"] = 0.0  # no object with a box either
     return {**kept, "bbox": bbox, "area": bbox[2] * bbox[3]}  # the box's area: the mask's would tell something
 
 
@@ -115,13 +117,15 @@ def _point_row(source: Source, image: Row, row: Row) -> Row:
 
 
 def _kept(source: Source, image: Row, kind: str) -> tuple[Row, list[Row]]:
-    """An image and its rows when all its objects are labelled in one way; crowds keep their box unless all is kept."""
+    """An image and its rows when all its objects are labelled in one way; crowds and
+    rejected rows keep their box unless all is kept.
+    """
     rows = source.annotations.get(image["id"], ())
     if kind == "mask":
         return image, list(rows)
 
     def keep(row: Row) -> Row:
-        if row.get("iscrowd") or kind == "box":
+        if kind == "box" or not is_object(row):
             return _box_row(source, row)
         if kind == "points":
             return _points_row(source, image, row, source.options.mix_points)
@@ -153,9 +157,9 @@ def _boxes(source: Source) -> Parts:
 
 
 def _masks_of(source: Source, chosen: Callable[[Row], bool]) -> tuple[Row, ...]:
-    """All rows in file order, those without `chosen` and all crowds as boxes."""
+    """All rows in file order, those without `chosen`, all crowds and what is rejected as boxes."""
     rows = (row for image in source.images for row in source.annotations.get(image["id"], ()))
-    return tuple(row if not row.get("iscrowd") and chosen(row) else _box_row(source, row) for row in rows)
+    return tuple(row if is_object(row) and chosen(row) else _box_row(source, row) for row in rows)
 
 
 def _sparse(source: Source) -> Parts:
@@ -187,8 +191,7 @@ def _points(source: Source) -> Parts:
     rows: list[Row] = []
     for image in source.images:
         for row in source.annotations.get(image["id"], ()):
-            crowd = row.get("iscrowd")
-            rows.append(_box_row(source, row) if crowd else _points_row(source, image, row, count))
+            rows.append(_points_row(source, image, row, count) if is_object(row) else _box_row(source, row))
     rows, wrong = with_wrong_labels(source, rows)
     return Parts(source.images, tuple(rows), noisy_points=wrong)
 
@@ -257,7 +260,7 @@ def _prices(source: Source) -> dict[str, float]:
 
 
 def _object_count(source: Source, image_id: Any) -> int:
-    return sum(not row.get("iscrowd") for row in source.annotations.get(image_id, ()))
+    return sum(is_object(row) for row in source.annotations.get(image_id, ()))
 
 
 _PROTOCOLS: dict[str, Callable[[Source], Parts]] = {
