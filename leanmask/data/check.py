@@ -27,6 +27,7 @@ from leanmask.data.checking.splits import (
 from leanmask.data.coco import Census
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.errors import ConfigError, DataError, RunError, suggest
+from leanmask.paths import as_path
 
 EXIF = ("error", "apply", "ignore")
 
@@ -96,7 +97,8 @@ def check(
         raise DataError(f"exif is '{exif}'{suggest(exif, EXIF)}")
     if drop and fix is None:
         raise ConfigError("--drop is for a repair; name the new folder for the repaired copy, too: --fix NEW")
-    if fix is not None and Path(fix).exists() and (not Path(fix).is_dir() or any(Path(fix).iterdir())):
+    fix = None if fix is None else as_path(fix)
+    if fix is not None and fix.exists() and (not fix.is_dir() or any(fix.iterdir())):
         raise RunError(f"{fix} exists already and is not an empty folder; name a new folder for the repaired copy")
     located = locate(data)
     problems: list[Problem] = []

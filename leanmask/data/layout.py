@@ -83,7 +83,7 @@ def labelled_data(data: str | Path) -> Path:
     """The data set that a path is about when something is labelled there: for a labelling folder, such as
     photos/labelling or mydata-labelling beside mydata.yaml, the data set that it belongs to; else the path itself.
     """
-    path = Path(data).expanduser()
+    path = as_path(data).expanduser()
     place = Path.cwd() / path if path.name else path.resolve()  # "." has no name
     stores = place.is_dir() and any(place.glob("*.sqlite"))
     if stores and place.name == LABELLING:

@@ -19,6 +19,7 @@ from leanmask.data.layout import locate
 from leanmask.data.predictions import IMAGES_NAME, is_results, read_predictions
 from leanmask.data.views.canvas import image_size
 from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.options import check_fields, require_options
 from leanmask.paths import as_path, settle_fields
 
 FORMATS = ("coco", "label-studio", "cvat")
@@ -29,6 +30,7 @@ class ConvertOptions:
     """to: the format to write. split: which one, where a data set is converted. images: their folder, to read sizes
     that a file does not tell. like: a data set whose class ids to use. prefix: what comes before file names in Label
     Studio. masks: the folder of a panoptic file's PNG masks; None = the one beside it.
+    Raises ConfigError for values that cannot be.
     """
 
     to: str = "coco"
@@ -39,7 +41,8 @@ class ConvertOptions:
     masks: Path | None = None
 
     def __post_init__(self) -> None:
-        settle_fields(self, paths=("images", "like"))
+        settle_fields(self, paths=("images", "like", "masks"))
+        check_fields(self)
         if self.to not in FORMATS:
             raise ConfigError(f"unknown format '{self.to}'{suggest(self.to, FORMATS)}")
 
@@ -71,6 +74,7 @@ def convert(source: str | Path, out: str | Path, options: ConvertOptions = Conve
 
     Raises DataError for what cannot be read or exists already, ConfigError for an unknown format.
     """
+    require_options(options, ConvertOptions)
     source, out = as_path(source).expanduser(), as_path(out)
     if out.exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
