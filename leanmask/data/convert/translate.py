@@ -20,7 +20,7 @@ from leanmask.data.predictions import IMAGES_NAME, is_results, read_predictions
 from leanmask.data.views.canvas import image_size
 from leanmask.errors import ConfigError, DataError, suggest
 from leanmask.options import check_fields, require_options
-from leanmask.paths import as_path, settle_fields
+from leanmask.paths import as_path, image_path, settle_fields
 
 FORMATS = ("coco", "label-studio", "cvat")
 
@@ -164,7 +164,7 @@ def _sizes(tasks: Any, images: Path | None) -> Mapping[str, tuple[int, int]]:
     for task in tasks if images is not None else ():
         name = label_studio.file_name(str(task["data"].get("image", "")))
         assert images is not None
-        for path in (images / name, images / Path(name).name):
+        for path in (image_path(images, name), images / image_path(Path(), name).name):
             if path.is_file():
                 found[name] = image_size(path, "apply")
                 break
