@@ -247,3 +247,23 @@ def test_a_backslash_is_between_folders_where_no_file_has_it(tmp_path: Path) -> 
     assert not [problem for problem in check(tmp_path).problems if problem.code == "image-missing"]
     store = AnnotationStore.open(tmp_path / "result.json", tmp_path, unannotated="unlabelled")
     assert list(store.paths()) == [store[0].path] == [tmp_path / "images" / "1.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("Train", "train"),
+        ("training", "train"),
+        ("Validation", "val"),
+        ("VALID", "val"),
+        ("Test", "test"),
+        ("Odd", "Odd"),
+    ],
+)
+def test_splits_are_known_by_other_names_and_check_misses_a_train(tmp_path: Path, name: str, split: str) -> None:
+    picture(tmp_path / "images" / name / "1.png")
+    path = coco(tmp_path / "annotations" / f"instances_{name}.json", "1.png")
+    assert locate(tmp_path) == {split: SplitFiles(path, tmp_path / "images" / name, None)}
+    said = [problem.message for problem in check(tmp_path).problems if problem.code == "no-train"]
+    assert bool(said) == (split != "train")
+    assert all(f"found '{split}'" in message for message in said)

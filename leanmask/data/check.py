@@ -115,6 +115,12 @@ def check(
     for split in splits:
         problems += label_problems(split, counted[split.name])
     problems += same_content_problems(splits, probes)
+    if "train" not in located:
+        found = ", ".join(f"'{name}'" for name in located)
+        message = (
+            f"no split is called 'train', which training needs unless data.train_split names another; found {found}"
+        )
+        problems.append(Problem("warning", "no-train", message, next(iter(located)), str(data)))
     problems.sort(key=lambda problem: problem.severity)
     if fix is None:
         return CheckReport(tuple(problems), counted)

@@ -12,7 +12,7 @@ import yaml
 
 from leanmask.data.files import IMAGE_SUFFIXES, image_files, why
 from leanmask.data.formats import describe_folder, explain_file
-from leanmask.data.single_file import find_single, first_name, folder_of_images, image_folders
+from leanmask.data.single_file import SPLIT_NAMES, find_single, first_name, folder_of_images, image_folders
 from leanmask.errors import DataError, suggest
 from leanmask.paths import as_path, image_path
 
@@ -234,14 +234,15 @@ def _instances_files(root: Path) -> dict[str, SplitFiles]:
         if images is None:
             raise DataError(f"no images found for {path}: looked for images/ and {name}/ in {root}")
         split = _without_year(name)
+        split = SPLIT_NAMES.get(split.lower(), split)
         if split in splits:
             raise DataError(
                 f"{splits[split].annotations} and {path} are both split '{split}'; name the one you mean in a YAML: "
                 f"splits: {{{split}: {{annotations: {path}, images: {images}}}}}"
             )
         splits[split] = SplitFiles(path, images, None)
-    if splits.keys() == {"default"}:  # CVAT's name for all that it exports
-        splits = {"train": splits["default"]}
+    if {name.lower() for name in splits} == {"default"}:  # CVAT's name for all that it exports
+        splits = {"train": next(iter(splits.values()))}
     if splits and "unlabelled" not in splits:
         found = next((root / name for name in UNLABELLED_FOLDERS if (root / name).is_dir()), None)
         if found is not None and _holds_images(found):
