@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,17 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written. objects: by kind of label. left_out: what the format cannot say. config: of Label Studio."""
+    """What was written. objects: by kind of label. left_out: what the format cannot say. config: of Label Studio.
+    split: the one of a data set, None for a file. others: images of its other splits, which are not written.
+    """
 
     out: Path
     images: int
     objects: dict[str, int]
     left_out: dict[str, int]
     config: Path | None = None
+    split: str | None = None
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "out": str(self.out), "config": str(self.config) if self.config else None}
@@ -63,6 +67,9 @@ class Converted:
     def to_text(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.objects.items()) or "none"
         lines = [f"{self.images} images, objects by label: {kinds}: {self.out}"]
+        if self.others:
+            rest = ", ".join(f"{name} ({count} images): --split {name}" for name, count in self.others.items())
+            lines.append(f"split {self.split} alone; {rest}")
         lines += [f"left out: {count} {what}" for what, count in self.left_out.items()]
         lines += [f"labelling interface for the project's settings: {self.config}"] if self.config else []
         return "\n".join(lines)
@@ -79,6 +86,7 @@ def convert(source: str | Path, out: str | Path, options: ConvertOptions = Conve
     if out.exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
     content, left = _read(source, options)
+    told = (options.split, _others(source, options.split)) if _is_data_set(source) else (None, {})
     config: Path | None = None
     if options.to == "coco":
         write_json(out, content)
@@ -94,12 +102,12 @@ def convert(source: str | Path, out: str | Path, options: ConvertOptions = Conve
         write_atomically(config, label_studio.labelling_config(names).encode())
         write_json(out, tasks)
     kinds = Counter(supervision_of(row).name.lower() for row in content["annotations"])
-    return Converted(out, len(content["images"]), dict(sorted(kinds.items())), dict(left), config)
+    return Converted(out, len(content["images"]), dict(sorted(kinds.items())), dict(left), config, *told)
 
 
 def _read(source: Path, options: ConvertOptions) -> tuple[dict[str, Any], Left]:
     known = None if options.like is None else _known_classes(options.like, options.split)
-    if source.is_dir() or source.suffix.lower() in (".yaml", ".yml"):
+    if _is_data_set(source):
         source = _annotations(source, options.split)
     if source.suffix.lower() == ".xml":
         root = cvat.read_cvat(source)
@@ -118,6 +126,16 @@ def _read(source: Path, options: ConvertOptions) -> tuple[dict[str, Any], Left]:
         return label_studio.from_label_studio(content, categories, _sizes(content, options.images))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{source} is no export of Label Studio that can be read: {error!r}") from None
+
+
+def _is_data_set(source: Path) -> bool:
+    return source.is_dir() or source.suffix.lower() in (".yaml", ".yml")
+
+
+def _others(data: Path, split: str) -> dict[str, int]:
+    """Images of the other splits that have annotations, by name."""
+    files = {name: found.annotations for name, found in locate(data).items() if name != split}
+    return {name: len(read_instances(path)["images"]) for name, path in files.items() if path is not None}
 
 
 def _annotations(data: Path, split: str) -> Path:
