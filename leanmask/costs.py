@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from leanmask.errors import ConfigError
+from leanmask.options import check_fields
 
 COCO_SPOTTING_SECONDS = 43.2  # finding an object and naming its class, of Pointly-Supervised's totals for COCO
 _MOST_SECONDS = 1e6  # per object, eleven days: beyond it a value is a slip, and sums stay finite
@@ -26,6 +27,7 @@ class LabelCosts:
     spotting_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, seconds in dataclasses.asdict(self).items():
             if not 0 <= seconds <= _MOST_SECONDS:
                 raise ConfigError(f"{name} is {seconds}; allowed: 0 to {_MOST_SECONDS:,.0f} seconds")

@@ -25,6 +25,14 @@ def as_path(given: PathLike) -> Path:
     return Path(given)
 
 
+def image_path(folder: Path, name: str) -> Path:
+    """Where an image lies that a file of annotations calls `name`: with \\ between folders, as tools on
+    Windows write it, where nothing has the name as it stands.
+    """
+    path = folder / name
+    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
+
+
 def as_paths(given: OneOrMorePaths) -> list[Path]:
     """One path or several, in order; what a generator raises is passed on. Raises ConfigError as `as_path` does."""
     if isinstance(given, str | os.PathLike):

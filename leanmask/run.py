@@ -26,6 +26,7 @@ from leanmask.engine.checkpoint import CHECKPOINTS, checkpoint_step
 from leanmask.engine.distributed import everyones, start_processes, world_size
 from leanmask.engine.lock import LOCK_FILE, alone_in
 from leanmask.errors import ConfigError, LeanmaskError, RunError, suggest
+from leanmask.options import require_kind
 from leanmask.paths import OneOrMoreTexts, as_path
 from leanmask.planning.plan import PLANNED_FOR
 from leanmask.planning.plan import plan as make_plan
@@ -65,7 +66,7 @@ def train(
     Raises ConfigError, DataError, RunError (the folder exists already) or TrainingStopped, each with a sentence that
     says what to do.
     """
-    folder, told, overrides = as_path(out), as_settings(settings), as_overrides(overrides)
+    data, folder, told, overrides = as_path(data), as_path(out), as_settings(settings), as_overrides(overrides)
     if weights is not None:
         told = set_setting(told, STUDENT_WEIGHTS, str(as_path(weights)))
     if start_processes().is_main_process:
@@ -107,6 +108,7 @@ def resume(
     which cannot be made longer.
     """
     folder = as_path(run)
+    require_kind("steps", steps, int | None)
     started = load_config(folder)
     start_processes()
     if steps is not None:

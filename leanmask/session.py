@@ -33,6 +33,7 @@ from leanmask.evaluation.validator import METRICS_NAME, Validator
 from leanmask.methods.base import Method, TrainingFacts
 from leanmask.models.base import Model
 from leanmask.pace import Pace
+from leanmask.paths import image_path
 from leanmask.planning.timing import evaluation_steps
 from leanmask.records import Instances, Views
 from leanmask.reports.evaluation_pictures import FOLDER as PICTURES_FOLDER
@@ -475,7 +476,7 @@ class Session:
             files += views.files
         known = CocoTruth.open(truth)  # not before it is sure that there is something to measure: it may be large
         if self.unlabelled is not None and self.unlabelled.by_name:
-            names = {Path(str(row["file_name"])).name: key for key, row in known.images.items()}
+            names = {image_path(Path(), str(row["file_name"])).name: key for key, row in known.images.items()}
             found = [replace(image, image_id=names[Path(file).name]) for image, file in zip(found, files, strict=True)]
         return pseudo_quality(found, known, self.classes.ids).to_json()
 

@@ -20,6 +20,7 @@ from leanmask.data.layout import ALL_LABELS, SplitFiles, labelled_data, locate, 
 from leanmask.data.withholding.withhold import row_seconds
 from leanmask.errors import ConfigError, DataError, counted, suggest
 from leanmask.labels.budget import SCHEMES, Counts, Price, Purchase, buy, buy_boxes_then_masks, price, seconds_of
+from leanmask.options import require_kind, require_options
 from leanmask.reports.layout import NOTHING, Table, count, render_markdown
 from leanmask.supervision import Supervision
 
@@ -106,6 +107,9 @@ def budget(
     nobody knows then, and nothing is estimated. on_progress: called with images done and in all. Raises DataError when
     the data cannot be used or has more objects than were said, ConfigError for hours, objects or costs that cannot be.
     """
+    require_options(costs, LabelCosts)
+    require_kind("objects", objects, int | None)
+    require_kind("objects_per_image", objects_per_image, float | None)
     if hours is not None:
         seconds_of(hours)  # bad ones are refused before anything is read
     if objects is not None and objects_per_image is not None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from leanmask.inference.doubt import Doubts, is_bare, measure_doubt, networks
 from leanmask.inference.predict import few, load
 from leanmask.labels.budget import seconds_of
 from leanmask.labels.worth import Candidate, Choice, Doubt, Shelf, Shopping, choose, share_of_mask
-from leanmask.paths import settle_fields
+from leanmask.options import check_fields, require_options
+from leanmask.paths import as_path, settle_fields
 from leanmask.reports.layout import Table, count
 from leanmask.supervision import Supervision
 
@@ -59,11 +60,10 @@ class SuggestOptions:
 
     def __post_init__(self) -> None:
         settle_fields(self, paths=("run",))
+        check_fields(self)
         self.shopping()
         if self.expected_objects is not None and not 0 < self.expected_objects < math.inf:
             raise ConfigError(f"{self.expected_objects} objects expected on an image; allowed: above 0")
-        if self.exif is not None and self.exif not in get_args(Exif):
-            raise ConfigError(f"exif is '{self.exif}'; allowed: {', '.join(get_args(Exif))}")
 
     def shopping(self) -> Shopping:
         """What can be bought. Raises ConfigError for hours or points that cannot be."""
@@ -141,7 +141,9 @@ def suggest(
     without classes, DataError where the run and the data mean different things by one class name or id. Objects of
     classes that the run does not know are in full doubt, and a note says so.
     """
-    if out is not None and Path(out).exists():
+    require_options(options, SuggestOptions)
+    data = as_path(data)
+    if out is not None and as_path(out).exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
     notes = refresh_labels(data)
     store, classes, told = _images(data, options.split)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import Literal
 
 PointAt = Literal["centre", "random"]  # where an object's single point is: at the mask's mass centre, anywhere on it
-POINTS_AT: tuple[PointAt, ...] = get_args(PointAt)
 
 
 class Supervision(IntEnum):

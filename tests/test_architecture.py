@@ -27,6 +27,7 @@ BASE = {
     "distributed",
     "processes",
     "paths",
+    "options",
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -37,11 +38,12 @@ ALLOWED: dict[str, set[str]] = {
     "supervision": set(),
     "records": {"geometry", "masks", "supervision"},
     "config": {"errors", "paths"},
-    "costs": {"errors"},
+    "costs": {"errors", "options"},
     "devices": {"errors"},
     "distributed": set(),
     "processes": set(),
     "paths": {"errors"},
+    "options": {"errors"},
     "summary": set(),
     "pace": {"reports.layout"},
     "data": BASE,
@@ -52,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": BASE | {"models.base", "labels.calibrate"},
     "reports": {"errors", "version", "paths", "rle", "summary", "data.image_files"},
     # Labelling needs neither tensors nor models: see test_labelling_is_light.
-    "annotate": {"errors", "version", "paths", "geometry", "rle", "supervision", "costs", "data"},
+    "annotate": {"errors", "version", "paths", "options", "geometry", "rle", "supervision", "costs", "data"},
 }
 
 

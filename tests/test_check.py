@@ -516,6 +516,11 @@ def test_files_that_are_no_coco(data: DataSet) -> None:
     assert [(problem.code, problem.split) for problem in report.problems] == [("file-unreadable", "val")]
     assert report.repairs[0].message == "cannot be repaired and is left out of the copy"
     assert set(locate(report.fixed or "")) == {"train"}
+    assert report.usable
+    data.path("train").write_text("{")
+    nothing = check(data.root, fix=data.root.parent / "nothing", drop=True)
+    assert not nothing.usable, "a copy of nothing"
+    data.path("train").write_text(json.dumps(_split(1)))
     data.path("val").write_text('{"images": [], "annotations": [3], "categories": []}')
     assert [problem.code for problem in check(data.root).problems] == ["file-unreadable"]
     with pytest.raises(DataError, match="does not exist"):
@@ -618,3 +623,18 @@ def test_an_accepted_pseudo_mask_is_as_exact_as_its_network(data: DataSet) -> No
     report = check(data.root)
     assert report.ok
     assert [problem.code for problem in report.problems] == ["box-pseudo-mask"]
+
+
+def test_a_copy_without_errors_is_a_success_and_one_with_errors_none(
+    data: DataSet, leanmask: Callable[..., Outcome]
+) -> None:
+    data.change(lambda c: c["annotations"][0].update(bbox=[0, 0, 0, 0]))
+    assert leanmask("check", data.root).code == 1
+    done = leanmask("check", data.root, "--fix", data.root.parent / "fixed", "--drop")
+    assert (done.code, "the copy has no errors" in done.out) == (0, True), done.out
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(data.image(1)) as image:
+        image.save(data.image(1), exif=turned)  # what to do about it is the user's choice
+    left = leanmask("check", data.root, "--fix", data.root.parent / "left", "--drop")
+    assert (left.code, "the copy has 1 error\n" in left.out) == (1, True), left.out

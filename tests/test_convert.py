@@ -20,7 +20,9 @@ from leanmask.data.convert.cvat import from_cvat, read_cvat, to_cvat
 from leanmask.data.convert.label_studio import file_name, from_label_studio, labelling_config, to_label_studio
 from leanmask.data.convert.shapes import mask_from_runs, row_runs
 from leanmask.data.convert.translate import ConvertOptions, convert
+from leanmask.data.files import read_json
 from leanmask.data.grouping import Totals, group_images
+from leanmask.data.layout import locate
 from leanmask.errors import ConfigError, DataError
 
 CLASSES = {"boat": 3, "buoy": 9}
@@ -381,3 +383,17 @@ def test_the_verb(leanmask: Callable[..., Outcome], digits: Path, tmp_path: Path
     again = json.loads((tmp_path / "back.json").read_text())
     kept = {row["id"]: (row["category_id"], row["segmentation"]) for row in original["annotations"]}
     assert {row["id"]: (row["category_id"], row["segmentation"]) for row in again["annotations"]} == kept
+
+
+@pytest.mark.parametrize("to", ["coco", "label-studio", "cvat"])
+def test_splits_that_are_not_converted_are_said(digits: Path, tmp_path: Path, to: str) -> None:
+    images = {name: len(read_json(files.annotations or "")["images"]) for name, files in locate(digits).items()}
+    train = convert(digits, tmp_path / "train", ConvertOptions(to=to))
+    assert train.images == images["train"]
+    assert "split train alone; " in train.to_text()
+    assert f"val ({images['val']} images): --split val" in train.to_text()
+    assert train.to_json()["others"]["val"] == images["val"]
+    val = convert(digits, tmp_path / "val", ConvertOptions(to=to, split="val"))
+    assert f"train ({images['train']} images): --split train" in val.to_text()
+    (tmp_path / "one.json").write_text(locate(digits)["val"].annotations.read_text())  # type: ignore[union-attr]
+    assert "--split" not in convert(tmp_path / "one.json", tmp_path / "alone", ConvertOptions(to=to)).to_text()

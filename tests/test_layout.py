@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from leanmask.data.check import check
+from leanmask.data.coco import AnnotationStore
 from leanmask.data.layout import SplitFiles, locate, locate_images, locate_unlabelled
 from leanmask.errors import DataError
+from leanmask.paths import image_path
 
 
 def make(root: Path, *names: str) -> None:
@@ -212,3 +215,55 @@ def test_a_file_that_a_yaml_names_has_the_images_that_it_says(tmp_path: Path) ->
     picture(tmp_path / "photos" / "1.png")
     (tmp_path / "store" / "data.yaml").write_text("splits: {train: {annotations: reviewed.json, images: ../photos}}")
     assert locate(path)["train"].images.samefile(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("image", "named", "folder"),
+    [
+        ("images/1.png", "images/1.png", "."),  # names that begin with the folder
+        ("images/train/1.png", "train/1.png", "images"),
+        ("pictures/1.png", "1.png", "pictures"),
+        ("images/1.png", "images\\1.png", "."),  # Label Studio on Windows
+        ("images/1.png", "1.png", "images"),
+        ("images/2.png", "1.png", "images"),  # it is missing, which is said where images are read
+    ],
+)
+def test_the_images_are_where_the_file_names_say(tmp_path: Path, image: str, named: str, folder: str) -> None:
+    (tmp_path / "annotations").mkdir()
+    path = coco(tmp_path / "annotations" / "instances_train.json", named)
+    picture(tmp_path / image)
+    assert locate(tmp_path)["train"] == SplitFiles(path, tmp_path / folder, None)
+    assert locate_unlabelled(path) == SplitFiles(path, tmp_path / folder, None)
+
+
+def test_a_backslash_is_between_folders_where_no_file_has_it(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "1.png")
+    assert image_path(tmp_path, "images\\1.png") == tmp_path / "images" / "1.png"
+    picture(tmp_path / "a\\b.png")
+    assert image_path(tmp_path, "a\\b.png") == tmp_path / "a\\b.png"
+    row = {"id": 1, "file_name": "images\\1.png", "width": 4, "height": 4}
+    content = {"images": [row], "annotations": [], "categories": []}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert not [problem for problem in check(tmp_path).problems if problem.code == "image-missing"]
+    store = AnnotationStore.open(tmp_path / "result.json", tmp_path, unannotated="unlabelled")
+    assert list(store.paths()) == [store[0].path] == [tmp_path / "images" / "1.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("Train", "train"),
+        ("training", "train"),
+        ("Validation", "val"),
+        ("VALID", "val"),
+        ("Test", "test"),
+        ("Odd", "Odd"),
+    ],
+)
+def test_splits_are_known_by_other_names_and_check_misses_a_train(tmp_path: Path, name: str, split: str) -> None:
+    picture(tmp_path / "images" / name / "1.png")
+    path = coco(tmp_path / "annotations" / f"instances_{name}.json", "1.png")
+    assert locate(tmp_path) == {split: SplitFiles(path, tmp_path / "images" / name, None)}
+    said = [problem.message for problem in check(tmp_path).problems if problem.code == "no-train"]
+    assert bool(said) == (split != "train")
+    assert all(f"found '{split}'" in message for message in said)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from run_helpers import TINY, Outcome, train
@@ -178,3 +180,61 @@ def test_overrides_are_also_a_mapping() -> None:
     }
     with pytest.raises(ConfigError, match="a value that no setting has"):
         as_overrides({"train.steps": object()})
+
+
+@pytest.mark.parametrize("name", [name for name in api.__all__ if name.endswith("Options")])
+def test_every_field_of_options_refuses_what_cannot_be(name: str) -> None:
+    kind = getattr(api, name)
+    needed = {"hours": 1.0} if name == "SuggestOptions" else {}
+    settled = kind(**needed)
+    for field in dataclasses.fields(kind):
+        with pytest.raises(ConfigError, match=r".+"):
+            kind(**{**needed, field.name: object()})
+        value = getattr(settled, field.name)
+        if type(value) in (int, float):
+            for wrong in (math.nan, -2, "1", True):
+                with pytest.raises(ConfigError, match=field.name):
+                    kind(**{**needed, field.name: wrong})
+
+
+def test_a_dict_is_no_options_and_a_number_no_path(digits: Path, tmp_path: Path) -> None:
+    out, given = tmp_path / "out", cast(Any, {"score": 0.3})
+    for call in (
+        lambda: api.predict("run", "photos", out, given),
+        lambda: api.evaluate("run", digits, options=given),
+        lambda: api.pseudo("run", "photos", out, given),
+        lambda: api.pseudo_points("run", "points.json", out, given),
+        lambda: api.refine("masks.json", "run", out, given),
+        lambda: api.retrieve(digits, "photos", out, given),
+        lambda: api.suggest(digits, given),
+        lambda: api.convert(digits, out, given),
+        lambda: api.split(digits, out, "boxes", options=given),
+        lambda: api.bench("full", given),
+        lambda: api.annotate_data(digits, given),
+        lambda: api.export_annotations(digits, None, given),
+    ):
+        with pytest.raises(ConfigError, match=r"options must be leanmask\.\w+Options\(\.\.\.\), found dict"):
+            call()
+    number = cast(Any, 5)
+    for call in (
+        lambda: api.train(number, out),
+        lambda: api.plan(number),
+        lambda: api.check(number),
+        lambda: api.check(digits, fix=number),
+        lambda: api.split(digits, number, "boxes"),
+        lambda: api.budget(number),
+        lambda: api.suggest(number, api.SuggestOptions(hours=1)),
+        lambda: api.convert(number, out),
+        lambda: api.quality(number, number),
+        lambda: api.annotate_data(number),
+        lambda: api.export_annotations(number, None),
+    ):
+        with pytest.raises(ConfigError, match="5 is no path"):
+            call()
+    for call in (
+        lambda: api.resume("run", steps=cast(Any, "7")),
+        lambda: api.plan(digits, minutes=cast(Any, "7")),
+        lambda: api.budget(digits, hours=cast(Any, "7")),
+    ):
+        with pytest.raises(ConfigError, match="is '7'; allowed: a"):
+            call()

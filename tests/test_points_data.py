@@ -189,7 +189,7 @@ def test_points_and_noise_on_the_command_line(leanmask: Callable[..., Any], digi
         (["--points", "3", "--noise", "105%"], "'105%' is no share"),
         (["--points", "3", "--noise", "some"], "'some' is no share"),
         (["--points", "3", "--noise", "nan"], "'nan' is no share"),
-        (["--points", "3", "--noise-where", "edge"], "noise_where is 'edge'; allowed: random, boundary"),
+        (["--points", "3", "--noise-where", "edge"], "noise_where is 'edge'; allowed: boundary, random"),
         (["--points", "3", "--bias", "2"], "--bias"),
         (["--protocol", "boxes", "--noise", "5%"], "point_noise is for points-N"),
     ],

@@ -16,7 +16,7 @@ from run_helpers import Outcome
 from leanmask.data.convert.translate import ConvertOptions, convert
 from leanmask.data.layout import locate
 from leanmask.data.predictions import read_predictions
-from leanmask.errors import DataError
+from leanmask.errors import ConfigError, DataError
 from leanmask.inference.predict import PredictOptions, evaluate, predict
 from leanmask.summary import TrainSummary
 
@@ -89,7 +89,9 @@ def test_sizes_are_of_the_pictures_as_shown(trained: TrainSummary, photos: Path,
         assert row["segmentation"]["size"] == sizes[row["image_id"]]
 
 
-@pytest.mark.parametrize(("longest", "side", "said"), [(2000, 2000, True), (None, 2400, False), (4000, 2400, False)])
+@pytest.mark.parametrize(
+    ("longest", "side", "said"), [(2000, 2000, True), (None, 2400, False), (0, 2400, False), (4000, 2400, False)]
+)
 def test_pictures_of_large_images_are_reduced_and_it_is_said(
     trained: TrainSummary, tmp_path: Path, longest: int | None, side: int, said: bool
 ) -> None:
@@ -98,6 +100,23 @@ def test_pictures_of_large_images_are_reduced_and_it_is_said(
     with Image.open(next((tmp_path / "p" / "overlays").iterdir())) as drawn:
         assert max(drawn.size) == side
     assert ("longest side at most 2000 px; --overlay-px 0" in done.to_text()) == said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"score": 5}, "score is 5; allowed: 0 to 1"),
+        ({"score": float("nan")}, "score is nan; allowed: 0 to 1"),
+        ({"score": "0.3"}, "score is '0.3'; allowed: a number"),
+        ({"overlay_px": -1}, "overlay_px is -1; allowed: 0 or more"),
+        ({"overlay_px": 1.5}, "overlay_px is 1.5; allowed: a whole number or None"),
+        ({"batch_size": True}, "batch_size is True; allowed: a whole number"),
+        ({"overlays": "no"}, "overlays is 'no'; allowed: True or False"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}$"):
+        PredictOptions(**wrong)
 
 
 # --- what the results are good for

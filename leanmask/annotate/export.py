@@ -18,6 +18,7 @@ from leanmask.data.annotation import Row, segmentation_of
 from leanmask.data.hashed import in_share
 from leanmask.data.withholding.clicks import innermost_pixel, rle_of
 from leanmask.errors import DataError
+from leanmask.paths import image_path
 
 LABELS = {"object": 1, "background": 0}
 OF_MASK = ("segmentation", "area", "score", "class_quality", "mask_quality", "provenance")  # of a pseudo-mask
@@ -216,12 +217,12 @@ def join(
         raise DataError(f"class '{wrong[0]}' of the pseudo-labels has another id in the training data, or none there")
     place, there = (Path(os.path.realpath(folder)) for folder in folders)
     images, rows = list(train["images"]), list(train["annotations"])
-    known = {os.path.realpath(place / row["file_name"]): row["id"] for row in images}
+    known = {os.path.realpath(image_path(place, row["file_name"])): row["id"] for row in images}
     free = max((row["id"] for row in images if isinstance(row["id"], int)), default=0)
     free = max(free, first[0] - 1)
     image_ids: dict[Any, Any] = {}
     for image in reviewed["images"]:
-        path = os.path.realpath(there / image["file_name"])
+        path = os.path.realpath(image_path(there, image["file_name"]))
         if path not in known:
             free += 1
             known[path] = free

@@ -31,6 +31,7 @@ from leanmask.data.files import content_digest, read_json, write_atomically
 from leanmask.data.layout import ALL_LABELS, LABELLING, labelled_data, locate, photo_folder
 from leanmask.data.views.canvas import Exif
 from leanmask.errors import ConfigError, DataError, LeanmaskError
+from leanmask.paths import image_path
 
 VAL_SHARE = 0.2
 PSEUDO_FILE, REVIEWED_FILE = "pseudo.json", "reviewed.json"
@@ -199,7 +200,7 @@ class Labels:
             return content  # of other classes: they stay in the review's own folder
         images = folder_of_pseudo(reviewed, self.source.images)
         held = self.held()
-        there = {row["id"]: Path(os.path.realpath(images / row["file_name"])) for row in reviewed["images"]}
+        there = {row["id"]: Path(os.path.realpath(image_path(images, row["file_name"]))) for row in reviewed["images"]}
         usable = {key for key, path in there.items() if path not in held and path.is_file()}
         rows = [row for row in reviewed["annotations"] if row["id"] in kept and row["image_id"] in usable]
         used = {row["image_id"] for row in rows}
@@ -545,7 +546,7 @@ def _not_labelled(labels: Labels, about: tuple[Source, Path], units: Sequence[Un
     source, folder = about
     content, _ = labels.content(without=folder)  # what this review has brought in is open for a second look
     place = Path(os.path.realpath(labels.source.images))
-    images = {os.path.realpath(place / row["file_name"]): row for row in content["images"]}
+    images = {os.path.realpath(image_path(place, row["file_name"])): row for row in content["images"]}
     rows: dict[Any, list[Row]] = {row["id"]: [] for row in content["images"]}
     by_id = {row["id"]: row for row in content["annotations"]}
     for row in content["annotations"]:

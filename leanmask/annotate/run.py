@@ -27,6 +27,7 @@ from leanmask.annotate.source import text_of
 from leanmask.annotate.work import AnnotateOptions, AnnotateSummary, Work
 from leanmask.data.layout import labelled_data, photo_folder
 from leanmask.errors import RunError
+from leanmask.options import check_fields, require_options
 
 PORT, PORTS_TRIED = 8765, 50
 LARGEST_IMAGE_PIXELS = 500_000_000  # Pillow refuses twice as many; its own limit is for pictures of strangers
@@ -43,6 +44,9 @@ class ServeOptions:
     port: int = PORT
     browser: bool = True
 
+    def __post_init__(self) -> None:
+        check_fields(self, port=(0, 65535))
+
 
 def annotate_data(
     data: str | Path,
@@ -56,6 +60,7 @@ def annotate_data(
     say: called with each sentence for the user, the page's address among them. Raises DataError, ConfigError or
     RunError.
     """
+    require_options(options, AnnotateOptions)
     photos = photo_folder(data)
     if photos is not None and options.store is None and not labelling_folder(labelled_data(data)).exists():
         say(f"reading the photographs in {photos} once, to know them again under other names")

@@ -22,6 +22,7 @@ from leanmask.data.grouping import categories_of, rows_of
 from leanmask.data.layout import SplitFiles, locate, locate_unlabelled
 from leanmask.data.views.canvas import Exif, image_size
 from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.paths import image_path
 from leanmask.rle import Region
 
 
@@ -221,7 +222,7 @@ def _pictures(rows: Sequence[Row], images: Path, path: Path) -> tuple[tuple[Pict
                 "reads them from the images"
             )
         position[number] = len(found)
-        found.append(Picture(number, images / name, (int(row["height"]), int(row["width"]))))
+        found.append(Picture(number, image_path(images, name), (int(row["height"]), int(row["width"]))))
     return tuple(found), position
 
 

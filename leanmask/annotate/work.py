@@ -19,6 +19,7 @@ from leanmask.annotate.tasks import Job, Kind, Unit, drawn_things, units_of
 from leanmask.data.files import write_json
 from leanmask.data.views.canvas import Exif
 from leanmask.errors import ConfigError, DataError
+from leanmask.options import FROM_ONE, FROM_ZERO, SHARE, check_fields, require_options
 from leanmask.paths import settle_fields
 
 
@@ -30,7 +31,7 @@ class AnnotateOptions:
     or reject. queue: what `leanmask suggest` chose. annotators: None = the user's own name. overlap: share (0-1) of the
     objects that two people label. store: None = `labelling/` in the data. val_share: share (0-1) of names of images; of
     a folder of images alone, those whose objects are all labelled are for validation. None = as before, at first a
-    fifth. seed: None = as before, at first 0. points, round: see `Job`.
+    fifth. seed: None = as before, at first 0. points, round: see `Job`. Raises ConfigError for values that cannot be.
     """
 
     split: str = "train"
@@ -49,6 +50,7 @@ class AnnotateOptions:
 
     def __post_init__(self) -> None:
         settle_fields(self, texts=("classes", "annotators"), paths=("review", "queue", "store"))
+        check_fields(self, points=FROM_ONE, round=FROM_ONE, overlap=SHARE, seed=FROM_ZERO, val_share=SHARE)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Work:
     @classmethod
     def open(cls, data: str | Path, options: AnnotateOptions) -> Work:
         """To be closed. Raises DataError, ConfigError or RunError with what the user can do."""
+        require_options(options, AnnotateOptions)
         if options.review and (options.boxes or options.queue):
             raise ConfigError("--review looks at pseudo-labels; give --boxes or --queue in a session of their own")
         own = options.store

@@ -37,6 +37,7 @@ from leanmask.data.digits import DigitsSpec, write_digits
 from leanmask.data.splits import SplitOptions, split
 from leanmask.devices import machine
 from leanmask.errors import ConfigError, suggest
+from leanmask.options import FROM_ONE, check_fields, require_options
 from leanmask.paths import settle_fields
 from leanmask.planning.plan import PLANNED_FOR, plan
 from leanmask.processes import end_with_parent
@@ -61,7 +62,8 @@ class BenchOptions:
     None = digits. split: what is reported on, "val"; "tune" to choose settings. work: data sets and runs. results:
     folder of the raw JSON. jobs: runs at the same time, with one thread each when above 1. overrides: dotted settings
     for every row, and options of the split as split.point_noise=0.05; they go into the rows. digits: sizes of the
-    embedded data set, None = the default ones. model: what every row trains, None = the protocol's own.
+    embedded data set, None = the default ones. model: what every row trains, None = the protocol's own. Raises
+    ConfigError for values that cannot be.
     """
 
     seeds: int = 1
@@ -77,6 +79,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         settle_fields(self, texts=("arms", "overrides"), paths=("data", "work", "results"))
+        check_fields(self, seeds=FROM_ONE, jobs=FROM_ONE)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def bench(
     on_progress: called with (finished runs, all runs, what is going on); unfinished runs count by their steps. Raises
     ConfigError or DataError for an unknown protocol or arm.
     """
+    require_options(options, BenchOptions)
     arms, options = chosen_arms(protocol, options.arms, options.data), _with_model(protocol, options)
     paths = list(dict.fromkeys((results_path(protocol, options), results_path("full", options))))
     tasks = [_task(protocol, name, arm, seed, options) for seed in range(options.seeds) for name, arm in arms.items()]

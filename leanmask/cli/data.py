@@ -56,14 +56,14 @@ def check(
     limit: Annotated[int, typer.Option(help="How many problems to print.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Validate a data set and count what is labelled how. Exit code 1 when there are errors."""
+    """Validate a data set and count what is labelled how. Exit code 1 when it has errors; with --fix, the copy."""
     with progress("checking images", as_json) as on_progress:
         found = check_data(data, fix=fix, drop=drop, exif=exif, on_progress=on_progress)
     if as_json:
         print_json(found.to_json())
     else:
         output.print(found.to_text(limit), markup=False)
-    if not found.ok:
+    if not found.usable:
         raise typer.Exit(1)
 
 

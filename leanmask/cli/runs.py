@@ -203,7 +203,7 @@ def predict(
 ) -> None:
     """Segment images: COCO results in your own category ids, and overlay pictures."""
     with progress("predicting", as_json) as on_progress:
-        options = PredictOptions(score=score, overlays=overlays, overlay_px=overlay_px or None)
+        options = PredictOptions(score=score, overlays=overlays, overlay_px=overlay_px)
         summary = run_predict(run, images, out, options, on_progress=on_progress)
     say(as_json, summary.to_json(), summary.to_text())
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leanmask.data.checking.images import probe_all
+from leanmask.data.checking.images import Probe, probe, probe_all
 from leanmask.data.checking.repair import write_repaired
 from leanmask.data.checking.repair_images import Copy, Repair
 from leanmask.data.checking.splits import (
@@ -27,18 +28,22 @@ from leanmask.data.checking.splits import (
 from leanmask.data.coco import Census
 from leanmask.data.layout import SplitFiles, locate
 from leanmask.errors import ConfigError, DataError, RunError, suggest
+from leanmask.paths import as_path
 
 EXIF = ("error", "apply", "ignore")
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found. census: by split. fixed: folder of the repaired copy, with what was changed in `repairs`."""
+    """What `check` found. census: by split. fixed: folder of the repaired copy, with what was changed in `repairs` and
+    the problems that are `left` in it.
+    """
 
     problems: tuple[Problem, ...]
     census: dict[str, Census]
     repairs: tuple[Repair, ...] = ()
     fixed: Path | None = None
+    left: tuple[Problem, ...] = ()
 
     @property
     def errors(self) -> int:
@@ -49,6 +54,14 @@ class CheckReport:
         """No errors; warnings may be there."""
         return self.errors == 0
 
+    @property
+    def usable(self) -> bool:
+        """No errors in the repaired copy where there is one, else in the data."""
+        return self.ok if self.fixed is None else bool(self.census) and not self._errors_left()
+
+    def _errors_left(self) -> list[Problem]:
+        return [problem for problem in self.left if problem.severity == "error"]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "ok": self.ok,
@@ -57,6 +70,8 @@ class CheckReport:
             "problems": [dataclasses.asdict(problem) for problem in self.problems],
             "census": {name: counted.to_json() for name, counted in self.census.items()},
             "repairs": [dataclasses.asdict(repair) for repair in self.repairs],
+            "usable": self.usable,
+            "left": [dataclasses.asdict(problem) for problem in self.left],
             "fixed": None if self.fixed is None else str(self.fixed),
         }
 
@@ -73,6 +88,9 @@ class CheckReport:
             more = max(len(self.repairs) - limit, 0)
             lines += [f"and {more} more repairs"] if more else []
             lines.append(f"wrote a repaired copy with {len(self.repairs)} changes to {self.fixed}")
+            still = self._errors_left()
+            lines.append(f"the copy has {len(still) or 'no'} error{'s' * (len(still) != 1)}")
+            lines += [_problem_line(problem) for problem in still[:limit]]
         return "\n".join(lines)
 
 
@@ -96,13 +114,41 @@ def check(
         raise DataError(f"exif is '{exif}'{suggest(exif, EXIF)}")
     if drop and fix is None:
         raise ConfigError("--drop is for a repair; name the new folder for the repaired copy, too: --fix NEW")
-    if fix is not None and Path(fix).exists() and (not Path(fix).is_dir() or any(Path(fix).iterdir())):
+    fix = None if fix is None else as_path(fix)
+    if fix is not None and fix.exists() and (not fix.is_dir() or any(fix.iterdir())):
         raise RunError(f"{fix} exists already and is not an empty folder; name a new folder for the repaired copy")
     located = locate(data)
+    looked = _look(located, data, exif, lambda paths: probe_all(paths, on_progress))
+    if fix is None:
+        return CheckReport(looked.problems, looked.census)
+    repairs = write_repaired([Copy(split, looked.probes, exif) for split in looked.splits], located, fix, drop)
+    known = {os.path.realpath(path): found for path, found in looked.probes.items()}  # nothing is decoded twice
+    copied = _look(
+        locate(fix) if looked.splits else {},
+        fix,
+        exif,
+        lambda paths: {path: known.get(os.path.realpath(path)) or probe(path) for path in paths},
+    )
+    return CheckReport(looked.problems, looked.census, tuple(repairs), fix, copied.problems)
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A data set, looked through."""
+
+    splits: list[Loaded]
+    probes: dict[Path, Probe]
+    problems: tuple[Problem, ...]
+    census: dict[str, Census]
+
+
+def _look(
+    located: dict[str, SplitFiles], data: str | Path, exif: str, read: Callable[[list[Path]], dict[Path, Probe]]
+) -> _Looked:
     problems: list[Problem] = []
     splits = _load_all(located, problems)
     paths = [path for split in splits for image in split.images if (path := split.path_of(image)) is not None]
-    probes = probe_all(paths, on_progress)
+    probes = read(paths)
     reference, reference_name = _reference_classes(splits)
     for split in splits:
         problems += class_problems(split, reference, reference_name)
@@ -113,11 +159,14 @@ def check(
     for split in splits:
         problems += label_problems(split, counted[split.name])
     problems += same_content_problems(splits, probes)
+    if located and "train" not in located:
+        found = ", ".join(f"'{name}'" for name in located)
+        message = (
+            f"no split is called 'train', which training needs unless data.train_split names another; found {found}"
+        )
+        problems.append(Problem("warning", "no-train", message, next(iter(located)), str(data)))
     problems.sort(key=lambda problem: problem.severity)
-    if fix is None:
-        return CheckReport(tuple(problems), counted)
-    repairs = write_repaired([Copy(split, probes, exif) for split in splits], located, Path(fix), drop)
-    return CheckReport(tuple(problems), counted, tuple(repairs), Path(fix))
+    return _Looked(splits, probes, tuple(problems), counted)
 
 
 def _load_all(located: dict[str, SplitFiles], problems: list[Problem]) -> list[Loaded]:

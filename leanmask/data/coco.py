@@ -22,6 +22,7 @@ from leanmask.data.pack import Pack
 from leanmask.data.views.canvas import image_size
 from leanmask.errors import DataError, counted, suggest
 from leanmask.geometry import FloatArray
+from leanmask.paths import image_path
 from leanmask.rle import Segmentation
 from leanmask.supervision import Supervision
 
@@ -280,7 +281,7 @@ class AnnotationStore:
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
         piece = self._pack[index]
-        image, path = piece["image"], self.images / piece["image"]["file_name"]
+        image, path = piece["image"], image_path(self.images, piece["image"]["file_name"])
         width, height = (image["width"], image["height"]) if "width" in image else _size_of(path)
         records = [self._object(row) for row in piece["annotations"]]
         crowds = [record.box_xyxy for record in records if record.crowd]
@@ -302,7 +303,7 @@ class AnnotationStore:
     def paths(self) -> Iterator[Path]:
         """The image files, in order."""
         for index in range(len(self)):
-            yield self.images / self._pack[index]["image"]["file_name"]
+            yield image_path(self.images, self._pack[index]["image"]["file_name"])
 
     def _exhaustive(self, flag: int) -> bool:
         if flag & (EXHAUSTIVE | PARTIAL):

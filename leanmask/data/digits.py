@@ -18,6 +18,7 @@ from leanmask.data.new_folder import new_folder
 from leanmask.data.scenes import COUNT_RANGE, SPLITS, DrawnObject, Scene, compose, sample_pools
 from leanmask.errors import ConfigError
 from leanmask.geometry import FloatArray
+from leanmask.options import check_fields
 from leanmask.rle import encode_crop
 
 # The category id is the digit + 1.
@@ -50,6 +51,7 @@ class DigitsSpec:
     longtail: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in (*SPLITS, "seed"):
             if not 0 <= getattr(self, name) < IMAGES_PER_SPLIT:
                 raise ConfigError(f"digits: {name} is {getattr(self, name)}; allowed: 0 to {IMAGES_PER_SPLIT - 1}")

@@ -14,6 +14,7 @@ from leanmask.data.annotation import Row
 from leanmask.data.hashed import in_share
 from leanmask.data.near_duplicates import MOST_PATCHED_IMAGES, group_near_duplicates
 from leanmask.errors import ConfigError, DataError
+from leanmask.paths import image_path
 
 SHOWN = 5
 FAR = 1.5  # times the share that was asked for, or one over it: then it is said
@@ -51,7 +52,7 @@ def hold_out(
     rows: defaultdict[Any, list[Row]] = defaultdict(list)
     for row in content["annotations"]:
         rows[row["image_id"]].append(row)
-    groups = group_near_duplicates([folder / image["file_name"] for image in images], on_progress)
+    groups = group_near_duplicates([image_path(folder, image["file_name"]) for image in images], on_progress)
     members: defaultdict[int, list[int]] = defaultdict(list)
     for place, group in enumerate(groups.labels.tolist()):
         members[group].append(place)

@@ -12,9 +12,9 @@ import yaml
 
 from leanmask.data.files import IMAGE_SUFFIXES, image_files, why
 from leanmask.data.formats import describe_folder, explain_file
-from leanmask.data.single_file import find_single, folder_of_images, image_folders
+from leanmask.data.single_file import SPLIT_NAMES, find_single, first_name, folder_of_images, image_folders
 from leanmask.errors import DataError, suggest
-from leanmask.paths import as_path
+from leanmask.paths import as_path, image_path
 
 YAML_SUFFIXES = (".yaml", ".yml")
 UNLABELLED_FOLDERS = ("unlabelled", "unlabeled", "unlabelled2017", "unlabeled2017")
@@ -83,7 +83,7 @@ def labelled_data(data: str | Path) -> Path:
     """The data set that a path is about when something is labelled there: for a labelling folder, such as
     photos/labelling or mydata-labelling beside mydata.yaml, the data set that it belongs to; else the path itself.
     """
-    path = Path(data).expanduser()
+    path = as_path(data).expanduser()
     place = Path.cwd() / path if path.name else path.resolve()  # "." has no name
     stores = place.is_dir() and any(place.glob("*.sqlite"))
     if stores and place.name == LABELLING:
@@ -128,7 +128,7 @@ def locate_unlabelled(source: str | Path) -> SplitFiles:
         raise DataError(f"{path} is neither a folder of images nor a COCO file (.json)")
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
     images = _image_folder(root, _without_points(path.stem.removeprefix("instances_").removeprefix("image_info_")))
-    return SplitFiles(path, images or path.parent, None)
+    return SplitFiles(path, _folder_of_named(path, images, root) or path.parent, None)
 
 
 def locate_images(annotations: str | Path, folder: str | Path | None = None) -> SplitFiles:
@@ -204,6 +204,18 @@ def _image_folder(root: Path, name: str) -> Path | None:
     return next((place for place in places if place.is_dir()), None)
 
 
+def _folder_of_named(path: Path, images: Path | None, root: Path) -> Path | None:
+    """The folder in which the images of a COCO file are as it names them, where `images` has not the first of them."""
+    first = first_name(path)
+    if first is None or (images is not None and image_path(images, first).is_file()):
+        return images
+    places = [*([] if images is None else [images]), *image_folders(path, root)]
+    try:
+        return folder_of_images(path, list(dict.fromkeys(places)))
+    except DataError:  # none is there
+        return images
+
+
 def _without_points(name: str) -> str:
     """PointSup's tool appends to the name of the file that it takes the masks from, whose images these still are."""
     return re.sub(r"_n\d+_v\d+_without_masks$", "", name) or name
@@ -218,17 +230,19 @@ def _instances_files(root: Path) -> dict[str, SplitFiles]:
     for path in sorted((root / "annotations").glob("instances_*.json")):
         name = _without_points(path.stem.removeprefix("instances_"))
         images = _image_folder(root, name) or (root if _holds_images(root) else None)
+        images = _folder_of_named(path, images, root)
         if images is None:
             raise DataError(f"no images found for {path}: looked for images/ and {name}/ in {root}")
         split = _without_year(name)
+        split = SPLIT_NAMES.get(split.lower(), split)
         if split in splits:
             raise DataError(
                 f"{splits[split].annotations} and {path} are both split '{split}'; name the one you mean in a YAML: "
                 f"splits: {{{split}: {{annotations: {path}, images: {images}}}}}"
             )
         splits[split] = SplitFiles(path, images, None)
-    if splits.keys() == {"default"}:  # CVAT's name for all that it exports
-        splits = {"train": splits["default"]}
+    if {name.lower() for name in splits} == {"default"}:  # CVAT's name for all that it exports
+        splits = {"train": next(iter(splits.values()))}
     if splits and "unlabelled" not in splits:
         found = next((root / name for name in UNLABELLED_FOLDERS if (root / name).is_dir()), None)
         if found is not None and _holds_images(found):

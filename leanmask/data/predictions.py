@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from leanmask.data.files import read_json, why
 from leanmask.errors import DataError
+from leanmask.paths import image_path
 
 IMAGES_NAME = "images.json"  # what `predict` writes beside its results
 RESULT_KEYS = {"image_id", "category_id", "score"}
@@ -54,13 +55,15 @@ class Predictions:
         truth = read_json(annotations)
         self._require_classes(truth, annotations)
         own = Path(str(self.header.get("info", {}).get("image_folder", "")))
-        ids = {(folder / str(row.get("file_name"))).resolve(): row.get("id") for row in truth.get("images") or ()}
+        ids = {
+            image_path(folder, str(row.get("file_name"))).resolve(): row.get("id") for row in truth.get("images") or ()
+        }
         by_name: dict[str, list[Any]] = {}
         for path, key in ids.items():
             by_name.setdefault(path.name, []).append(key)
         found: dict[Any, Any] = {}
         for image in self.header["images"]:
-            path = (own / str(image["file_name"])).resolve()
+            path = image_path(own, str(image["file_name"])).resolve()
             alike = by_name.get(path.name, [])
             key = ids.get(path, alike[0] if len(alike) == 1 else None)
             if key is not None:

@@ -4,6 +4,8 @@ are, and where the images lie. What the file says its images are called decides.
 
 from __future__ import annotations
 
+import json
+import mmap
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 from leanmask.data.files import read_any_json
 from leanmask.data.formats import LISTS, explain
 from leanmask.errors import DataError
+from leanmask.paths import image_path
 
 SPLIT_NAMES = {
     "train": "train",
@@ -64,7 +67,7 @@ def folder_of_images(annotations: Path, places: Sequence[Path]) -> Path:
         raise DataError(f"{annotations} is no COCO instance file: it needs the lists {', '.join(LISTS)}")
     if named.folder is not None and named.folder.is_dir():
         places = [named.folder, *places]
-    counts = {place: sum((place / name).is_file() for name in named.some) for place in places}
+    counts = {place: sum(image_path(place, name).is_file() for name in named.some) for place in places}
     most = max(counts.values(), default=0)
     best = next((place for place in places if counts[place] >= NEARLY_ALL * most), places[0])
     if not most:
@@ -74,6 +77,16 @@ def folder_of_images(annotations: Path, places: Sequence[Path]) -> Path:
             "put it beside the folder of its images, or name both in a data.yaml"
         )
     return best
+
+
+def first_name(annotations: Path) -> str | None:
+    """The first file name in a COCO file, found without parsing a file that may be large; None where there is none."""
+    try:
+        with annotations.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = re.search(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', content)
+            return None if found is None else str(json.loads(found[1]))
+    except (OSError, ValueError):  # unreadable, empty or broken, as is said where it is read
+        return None
 
 
 def image_folders(annotations: Path, root: Path) -> list[Path]:

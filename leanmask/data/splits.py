@@ -23,6 +23,8 @@ from leanmask.data.new_folder import new_folder, require_new
 from leanmask.data.withholding.protocols import FORMS, Parts, Protocol, Source, SplitOptions, parse_protocol
 from leanmask.data.withholding.withhold import row_seconds, withhold
 from leanmask.errors import ConfigError, DataError
+from leanmask.options import require_options
+from leanmask.paths import as_path
 
 __all__ = ["FORMS", "SplitOptions", "SplitSummary", "parse_protocol", "split"]
 
@@ -97,13 +99,16 @@ def split(
     points-N and weak-semi-P, data.yaml and split.json. Raises ConfigError for a share that cannot be, DataError for an
     unknown protocol, missing labels or a "val" that is there, RunError when `out` is not new.
     """
+    if options is not None:
+        require_options(options, SplitOptions)
     if protocol is None and val is None:
         raise ConfigError("say what to make: a protocol, or val, the share of the images to measure on")
     if protocol is None and options not in (None, SplitOptions()):
         raise ConfigError("options say how labels are taken away, and without a protocol none are; name one")
     parsed = AS_LABELLED if protocol is None else parse_protocol(protocol)
     options = options or SplitOptions()
-    require_new(Path(out))
+    out = as_path(out)
+    require_new(out)
     splits = locate(data)
     if "train" not in splits or splits["train"].annotations is None:
         raise DataError(f"{data} has no split 'train' with annotations; found: {', '.join(splits) or 'nothing'}")

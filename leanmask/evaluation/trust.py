@@ -19,6 +19,7 @@ from leanmask.evaluation.coco_files import CocoTruth, Identifier, Row
 from leanmask.evaluation.pseudo_quality import PseudoQuality, Tally, match_free, total_quality
 from leanmask.geometry import FloatArray
 from leanmask.masks import Rle
+from leanmask.paths import as_path, image_path
 
 QUALITIES = ("class_quality", "mask_quality", "product")
 BINS = 10
@@ -83,7 +84,7 @@ def quality(pseudo: str | Path, truth: str | Path) -> Trust:
     marks as not exhaustive, are left out. Raises DataError for a file without qualities, when no image is left, for a
     name that two images share, and for classes that the truth does not have.
     """
-    found, known = CocoTruth.open(pseudo), CocoTruth.open(truth)
+    found, known = CocoTruth.open(as_path(pseudo)), CocoTruth.open(as_path(truth))
     images = _same_images(found, known)
     classes = _same_classes(found, known)
     usable = [key for key, other in images.items() if other in known.exhaustive_images]
@@ -172,10 +173,10 @@ def _same_images(found: CocoTruth, known: CocoTruth) -> dict[Identifier, Identif
     """Of each image of `found` that `known` has, the id there. Folders in front of a name may differ."""
     by_name: dict[str, list[Identifier]] = {}
     for key, image in known.images.items():
-        by_name.setdefault(Path(str(image.get("file_name"))).name, []).append(key)
+        by_name.setdefault(image_path(Path(), str(image.get("file_name"))).name, []).append(key)
     images = {}
     for key, image in found.images.items():
-        name = str(image.get("file_name"))
+        name = str(image_path(Path(), str(image.get("file_name"))))
         same = by_name.get(Path(name).name, [])
         if len(same) > 1:
             same = [other for other in same if _ends_alike(name, str(known.images[other].get("file_name")))]

@@ -26,10 +26,11 @@ from leanmask.errors import CheckpointError, ConfigError, DataError, RunError, s
 from leanmask.evaluation.coco_ap import Evaluation
 from leanmask.evaluation.coverage import IOUS
 from leanmask.evaluation.predictions import image_results, predict_views, write_results
-from leanmask.evaluation.validator import Validator, score_results, with_calibration
+from leanmask.evaluation.validator import PROTOCOLS, Validator, score_results, with_calibration
 from leanmask.labels.select import surest
 from leanmask.models.base import Model
 from leanmask.models.spec import is_depthwise
+from leanmask.options import FROM_ONE, FROM_ZERO, SHARE, check_fields, require_options
 from leanmask.paths import OneOrMorePaths, as_path
 from leanmask.records import Instances, Views
 from leanmask.reports.collect import RESULTS_NAME
@@ -64,6 +65,7 @@ class Loaded:
 class EvaluateOptions:
     """protocol: "coco" or "lvis", None = the run's own, "coco" for a file. calibration: also measure how far scores can
     be trusted. iou: "mask" or "box", what AP compares; None = masks, or boxes where an object of the split has none.
+    Raises ConfigError for values that cannot be.
     """
 
     protocol: str | None = None
@@ -71,6 +73,9 @@ class EvaluateOptions:
     iou: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise ConfigError(f"protocol is '{self.protocol}'{suggest(self.protocol, PROTOCOLS)}")
         if self.iou is not None and self.iou not in IOUS:
             raise ConfigError(f"iou is '{self.iou}'{suggest(self.iou, IOUS)}")
         if self.iou == "box" and self.calibration:
@@ -80,13 +85,19 @@ class EvaluateOptions:
 @dataclass(frozen=True)
 class PredictOptions:
     """score: objects below are neither written nor drawn. overlays: write pictures. batch_size: images at a time.
-    overlay_px: longest side of a picture, None = as large as the image.
+    overlay_px: longest side of a picture, None or 0 = as large as the image. Raises ConfigError for values that cannot
+    be.
     """
 
     score: float = 0.5
     overlays: bool = True
     batch_size: int = 8
     overlay_px: int | None = LONGEST_PX
+
+    def __post_init__(self) -> None:
+        check_fields(self, score=SHARE, batch_size=FROM_ONE, overlay_px=FROM_ZERO)
+        if self.overlay_px == 0:
+            object.__setattr__(self, "overlay_px", None)
 
 
 @dataclass(frozen=True)
@@ -187,6 +198,7 @@ def evaluate(
     mask, box AP is measured, and a note says so. Objects of a class that the run does not know count as missed, and a
     note says so. Raises DataError where the run and the data mean different things by one class name or id.
     """
+    require_options(options, EvaluateOptions)
     path, files = as_path(run), _split(data, split)
     if files.annotations is None:
         raise DataError(f"split '{split}' of {data} has no annotations to evaluate against")
@@ -271,6 +283,7 @@ def predict(
     and the size of its picture as shown) and `overlays/` into the new folder `out`. Files that cannot be read are left
     out and listed. Raises DataError where none can be read, RunError when `out` exists.
     """
+    require_options(options, PredictOptions)
     loaded = load(run)
     photos = Photos.find(images, loaded.classes, lenient=True)
     with new_folder(as_path(out)) as folder:

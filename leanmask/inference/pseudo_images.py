@@ -30,6 +30,7 @@ from leanmask.inference.predict import Loaded, few, load, weights_path
 from leanmask.inference.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.labels.select import Qualities, Thresholds, class_quality, decoupled, measure, surest
 from leanmask.models.base import Worth
+from leanmask.options import FROM_ONE, FROM_ZERO, SHARE, check_fields, require_options
 from leanmask.paths import OneOrMorePaths, as_path
 from leanmask.records import Instances, Views
 
@@ -41,7 +42,8 @@ QUALITIES = ("class_quality", "mask_quality")
 class PseudoOptions:
     """Which predictions become pseudo-labels: least class_quality (probability of the class) and mask_quality (mean
     probability inside the mask), both 0 to 1, and more than area_px pixels of the network's input. polygons: write
-    masks as polygons instead of RLE, for tools that want them. batch_size: images at a time.
+    masks as polygons instead of RLE, for tools that want them. batch_size: images at a time. Raises
+    ConfigError for values that cannot be.
     """
 
     class_quality: float = 0.5
@@ -49,6 +51,9 @@ class PseudoOptions:
     area_px: int = 5
     polygons: bool = False
     batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check_fields(self, class_quality=SHARE, mask_quality=SHARE, area_px=FROM_ZERO, batch_size=FROM_ONE)
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ def pseudo(
     are left out and listed. Killed and called again with the same arguments, it goes on. Raises DataError for no images
     at all, RunError when `out` exists or when unfinished work for `out` came from other arguments.
     """
+    require_options(options, PseudoOptions)
     out, state = as_path(out), start_processes()
     if out.exists():
         raise RunError(f"{out} exists already and is never overwritten; choose another name")

@@ -19,18 +19,18 @@ from leanmask.data.files import read_json, write_json
 from leanmask.data.layout import SplitFiles, locate_images
 from leanmask.data.weak import read_weak
 from leanmask.engine.distributed import start_processes
-from leanmask.errors import ConfigError, RunError, suggest
+from leanmask.errors import ConfigError, RunError
 from leanmask.inference.predict import Loaded, load, weights_path
 from leanmask.inference.pseudo_masks import OnProgress, PseudoJob, Rows, make_pseudo_masks, plain_rle, read_rows
 from leanmask.inference.refine import RefineOptions, find_refiner, load_refiner, refine
 from leanmask.inference.shares import file_state, remove_parts, require_same_work
 from leanmask.labels.points import holds_point, published_choice, twins
 from leanmask.masks import encode_crop
+from leanmask.options import check_fields, require_options
 from leanmask.paths import as_path, settle_fields
-from leanmask.supervision import POINTS_AT, PointAt
+from leanmask.supervision import PointAt
 
 Row = dict[str, Any]
-RULES = ("one", "published")
 WEAK_FILE, ROUGH_FILE = "weak.json", "masks.json"  # in the folders of unfinished work
 
 
@@ -51,10 +51,7 @@ class PointOptions:
 
     def __post_init__(self) -> None:
         settle_fields(self, paths=("images", "refiner"))
-        for name, allowed in (("rule", RULES), ("point_at", POINTS_AT)):
-            given = getattr(self, name)
-            if given is not None and given not in allowed:
-                raise ConfigError(f"{name} is '{given}'{suggest(given, allowed)}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,8 @@ def pseudo_points(
     Killed and called again with the same arguments, it goes on. Raises DataError for a file or class that cannot be
     used, ConfigError for a network that takes no points, RunError when `out` exists or unfinished work differs.
     """
-    out = as_path(out)
+    require_options(options, PointOptions)
+    run, points, out = as_path(run), as_path(points), as_path(out)
     if out.exists():
         raise RunError(f"{out} exists already and is never overwritten; choose another name")
     if options.refiner is None and not options.refined:

@@ -29,6 +29,7 @@ from leanmask.inference.pseudo_masks import OnProgress, Rows, plain_rle, read_ro
 from leanmask.inference.shares import Shares, file_state, remove_parts, require_same_work
 from leanmask.labels.points import holds_point
 from leanmask.masks import to_rles
+from leanmask.options import FROM_ONE, check_fields, require_options
 from leanmask.paths import as_path, settle_fields
 from leanmask.records import Views
 from leanmask.reports.folders import STAGES_FILE
@@ -52,6 +53,7 @@ class RefineOptions:
 
     def __post_init__(self) -> None:
         settle_fields(self, paths=("images", "like"))
+        check_fields(self, batch_size=FROM_ONE)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def refine(
     short of it. Killed and called again it goes on. Raises DataError for files or classes that cannot be used,
     ConfigError for a run of another model, RunError when `out` exists.
     """
-    out, refiner, state = as_path(out), as_path(refiner), start_processes()
+    require_options(options, RefineOptions)
+    masks, out, refiner, state = as_path(masks), as_path(out), as_path(refiner), start_processes()
     if out.exists():
         raise RunError(f"{out} exists already and is never overwritten; choose another name")
     loaded = load_refiner(refiner)

@@ -14,6 +14,7 @@ from typing import Any
 
 from leanmask.costs import LabelCosts
 from leanmask.errors import ConfigError
+from leanmask.options import require_kind
 
 _MOST = 10**12  # objects or images
 
@@ -174,6 +175,7 @@ def _most(limit: int, cost: Callable[[int], float], seconds: float) -> int:
 
 def seconds_of(hours: float) -> float:
     """Working time in seconds. Raises ConfigError for hours that cannot be."""
+    require_kind("hours", hours, float)
     if not 0 <= hours < math.inf:
         raise ConfigError(f"hours is {hours}; allowed: 0 or more")
     return hours * 3600

@@ -15,6 +15,7 @@ from leanmask.config import apply_overrides, as_overrides, as_settings, commente
 from leanmask.data.files import write_atomically
 from leanmask.data.layout import locate
 from leanmask.errors import ConfigError
+from leanmask.options import require_kind
 from leanmask.paths import OneOrMoreTexts, PathLike, as_path
 from leanmask.planning.fingerprint import Fingerprint, Machine, fingerprint
 from leanmask.planning.published import coco_weights
@@ -120,6 +121,7 @@ def plan(
     own = merge(told, {"data": {"path": str(as_path(data).absolute())}})
     own = apply_overrides(without_replaced_length(own, apply_overrides({}, overrides)), overrides)
     given = with_model_of_start(own)
+    require_kind("minutes", minutes, float | None)
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"minutes is {minutes}; a training takes more than 0")
     config = resolve(merge({"model": {"name": "mask_rcnn"}, "method": {"name": "supervised"}}, _shared(given))).data

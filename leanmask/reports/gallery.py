@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leanmask.errors import DataError, LeanmaskError
+from leanmask.paths import image_path
 from leanmask.reports.collect import AnnotatedImages
 from leanmask.reports.overlays import open_upright
 from leanmask.reports.pictures import Choice, Picture, Rows, Truth, draw_picture, read_truth
@@ -73,7 +74,7 @@ def _gallery(place: AnnotatedImages, names: tuple[str, ...], choice: Choice, not
     for image_id in _choose(content, choice):
         record, rows = content.images[image_id], content.objects[image_id]
         try:
-            image = open_upright(place.images / record["file_name"], (record["width"], record["height"]))
+            image = open_upright(image_path(place.images, record["file_name"]), (record["width"], record["height"]))
             pictures.append(draw_picture(f"{record['file_name']} ({_kinds_text(rows)})", image, rows, content.names))
         except (LeanmaskError, KeyError) as error:
             notes.append(f"training image {image_id} left out: {error}")

@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from leanmask.errors import DataError, LeanmaskError
+from leanmask.paths import image_path
 from leanmask.reports.collect import AnnotatedImages
 from leanmask.reports.overlays import draw_overlay, open_upright, readable_scale, to_rle
 
@@ -231,7 +232,7 @@ def _overlaps(mine: Sequence[Any], others: Sequence[Any], crowd: bool = False) -
 
 def _row(image_id: Any, why: str, found: Mapping[str, Mapping[Any, Rows]], truth: Truth, folder: Path) -> PictureRow:
     record = truth.images[image_id]
-    image = open_upright(folder / record["file_name"], (record["width"], record["height"]))
+    image = open_upright(image_path(folder, record["file_name"]), (record["width"], record["height"]))
     pictures = []
     for name, by_image in found.items():
         rows = by_image.get(image_id, [])

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from leanmask.errors import DataError, RunError
-from leanmask.paths import PathLike, as_path
+from leanmask.paths import PathLike, as_path, image_path
 from leanmask.reports.overlays import decode, open_upright, to_rle
 from leanmask.reports.page import write_page
 from leanmask.reports.pictures import Picture, draw_picture, read_json
@@ -48,7 +48,7 @@ def write_review(pseudo: PathLike, out: PathLike, *, images: PathLike | None = N
         if record is None:
             raise DataError(f"annotation {own[0]['id']} is of image {image_id!r}, which the file does not have")
         size = (record["width"], record["height"]) if {"width", "height"} <= record.keys() else None
-        path = folder / record["file_name"]
+        path = image_path(folder, record["file_name"])
         image = open_upright(path, size)
         drawn |= {row["id"]: _picture(row, image, path.name, names) for row in own}
     environment = jinja2.Environment(

@@ -19,6 +19,7 @@ from leanmask.data.layout import locate
 from leanmask.data.unlabelled import KnownImages
 from leanmask.engine.distributed import start_processes
 from leanmask.errors import DataError, RunError, suggest
+from leanmask.options import FROM_ONE, FROM_ZERO, check_fields, require_options
 from leanmask.paths import OneOrMorePaths, as_path, as_paths, settle_fields
 from leanmask.reports.contact import Hit, Sheet, write_contact_sheet
 from leanmask.retrieval.embed import Box, Embedder, crop_of, load_embedder, read_upright
@@ -62,6 +63,7 @@ class RetrieveOptions:
 
     def __post_init__(self) -> None:
         settle_fields(self, texts=("classes",), paths=("index",))
+        check_fields(self, neighbours=FROM_ONE, duplicates=(-1, 1), margin=FROM_ZERO, batch_size=FROM_ONE)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def retrieve(
     contact sheet. Raises DataError, ConfigError (embeddings of another model, missing extras) or RunError (`out`
     exists).
     """
+    require_options(options, RetrieveOptions)
     out, state = as_path(out), start_processes()
     review = None if review is None else as_path(review)
     for path in (out, review):

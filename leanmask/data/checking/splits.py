@@ -17,6 +17,7 @@ from leanmask.data.files import image_files
 from leanmask.data.formats import LISTS, read_instances
 from leanmask.data.grouping import PARTIAL, Totals, image_flag, rows_of
 from leanmask.data.layout import SplitFiles
+from leanmask.paths import image_path
 
 WARNING_CODES = WARNINGS | {"unannotated", "same-content", "class-empty", "unread"}
 
@@ -63,7 +64,7 @@ class Loaded:
     def path_of(self, image: Row) -> Path | None:
         """Where the image of a record is; None when it has no file name."""
         name = image.get("file_name")
-        return self.files.images / name if isinstance(name, str) and name else None
+        return image_path(self.files.images, name) if isinstance(name, str) and name else None
 
     def problem(self, fault: Fault, image: Row | None = None, row: Row | None = None) -> Problem:
         """A fault with the place where it was found."""

@@ -21,6 +21,7 @@ from leanmask.data.convert.shapes import Left, segmentation_from
 from leanmask.data.grouping import categories_of, rows_of
 from leanmask.data.image_files import open_image
 from leanmask.errors import DataError
+from leanmask.paths import image_path
 
 Ids = npt.NDArray[np.int64]
 
@@ -51,7 +52,7 @@ def from_panoptic(
         if image is None:
             raise DataError(f"{where}: its annotation belongs to an image that the file does not have")
         size = image.get("height"), image.get("width")
-        pixels = _segment_ids(folder / str(annotation.get("file_name")), size, where)
+        pixels = _segment_ids(image_path(folder, str(annotation.get("file_name"))), size, where)
         looked_at.add(image["id"])
         segments = annotation.get("segments_info")
         if not isinstance(segments, list):

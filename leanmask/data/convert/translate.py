@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from leanmask.data.layout import locate
 from leanmask.data.predictions import IMAGES_NAME, is_results, read_predictions
 from leanmask.data.views.canvas import image_size
 from leanmask.errors import ConfigError, DataError, suggest
-from leanmask.paths import as_path, settle_fields
+from leanmask.options import check_fields, require_options
+from leanmask.paths import as_path, image_path, settle_fields
 
 FORMATS = ("coco", "label-studio", "cvat")
 
@@ -29,6 +30,7 @@ class ConvertOptions:
     """to: the format to write. split: which one, where a data set is converted. images: their folder, to read sizes
     that a file does not tell. like: a data set whose class ids to use. prefix: what comes before file names in Label
     Studio. masks: the folder of a panoptic file's PNG masks; None = the one beside it.
+    Raises ConfigError for values that cannot be.
     """
 
     to: str = "coco"
@@ -39,20 +41,25 @@ class ConvertOptions:
     masks: Path | None = None
 
     def __post_init__(self) -> None:
-        settle_fields(self, paths=("images", "like"))
+        settle_fields(self, paths=("images", "like", "masks"))
+        check_fields(self)
         if self.to not in FORMATS:
             raise ConfigError(f"unknown format '{self.to}'{suggest(self.to, FORMATS)}")
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written. objects: by kind of label. left_out: what the format cannot say. config: of Label Studio."""
+    """What was written. objects: by kind of label. left_out: what the format cannot say. config: of Label Studio.
+    split: the one of a data set, None for a file. others: images of its other splits, which are not written.
+    """
 
     out: Path
     images: int
     objects: dict[str, int]
     left_out: dict[str, int]
     config: Path | None = None
+    split: str | None = None
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "out": str(self.out), "config": str(self.config) if self.config else None}
@@ -60,6 +67,9 @@ class Converted:
     def to_text(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.objects.items()) or "none"
         lines = [f"{self.images} images, objects by label: {kinds}: {self.out}"]
+        if self.others:
+            rest = ", ".join(f"{name} ({count} images): --split {name}" for name, count in self.others.items())
+            lines.append(f"split {self.split} alone; {rest}")
         lines += [f"left out: {count} {what}" for what, count in self.left_out.items()]
         lines += [f"labelling interface for the project's settings: {self.config}"] if self.config else []
         return "\n".join(lines)
@@ -71,10 +81,12 @@ def convert(source: str | Path, out: str | Path, options: ConvertOptions = Conve
 
     Raises DataError for what cannot be read or exists already, ConfigError for an unknown format.
     """
+    require_options(options, ConvertOptions)
     source, out = as_path(source).expanduser(), as_path(out)
     if out.exists():
         raise DataError(f"{out} exists already and is never overwritten; give another name")
     content, left = _read(source, options)
+    told = (options.split, _others(source, options.split)) if _is_data_set(source) else (None, {})
     config: Path | None = None
     if options.to == "coco":
         write_json(out, content)
@@ -90,12 +102,12 @@ def convert(source: str | Path, out: str | Path, options: ConvertOptions = Conve
         write_atomically(config, label_studio.labelling_config(names).encode())
         write_json(out, tasks)
     kinds = Counter(supervision_of(row).name.lower() for row in content["annotations"])
-    return Converted(out, len(content["images"]), dict(sorted(kinds.items())), dict(left), config)
+    return Converted(out, len(content["images"]), dict(sorted(kinds.items())), dict(left), config, *told)
 
 
 def _read(source: Path, options: ConvertOptions) -> tuple[dict[str, Any], Left]:
     known = None if options.like is None else _known_classes(options.like, options.split)
-    if source.is_dir() or source.suffix.lower() in (".yaml", ".yml"):
+    if _is_data_set(source):
         source = _annotations(source, options.split)
     if source.suffix.lower() == ".xml":
         root = cvat.read_cvat(source)
@@ -114,6 +126,16 @@ def _read(source: Path, options: ConvertOptions) -> tuple[dict[str, Any], Left]:
         return label_studio.from_label_studio(content, categories, _sizes(content, options.images))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{source} is no export of Label Studio that can be read: {error!r}") from None
+
+
+def _is_data_set(source: Path) -> bool:
+    return source.is_dir() or source.suffix.lower() in (".yaml", ".yml")
+
+
+def _others(data: Path, split: str) -> dict[str, int]:
+    """Images of the other splits that have annotations, by name."""
+    files = {name: found.annotations for name, found in locate(data).items() if name != split}
+    return {name: len(read_instances(path)["images"]) for name, path in files.items() if path is not None}
 
 
 def _annotations(data: Path, split: str) -> Path:
@@ -160,7 +182,7 @@ def _sizes(tasks: Any, images: Path | None) -> Mapping[str, tuple[int, int]]:
     for task in tasks if images is not None else ():
         name = label_studio.file_name(str(task["data"].get("image", "")))
         assert images is not None
-        for path in (images / name, images / Path(name).name):
+        for path in (image_path(images, name), images / image_path(Path(), name).name):
             if path.is_file():
                 found[name] = image_size(path, "apply")
                 break

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from leanmask.data.annotation import Row, Size, is_object
 from leanmask.errors import ConfigError, DataError, suggest
+from leanmask.options import check_fields
 from leanmask.paths import settle_fields
-from leanmask.supervision import POINTS_AT, PointAt
+from leanmask.supervision import PointAt
 
 VOC_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "boat", "bird", "cat", "dog", "horse"),
@@ -73,12 +74,10 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         settle_fields(self, texts=("mask_classes",))
+        check_fields(self)
         for name in ("point_noise", "point_bias", "point_displaced"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: 0 to 1")
-        for name, allowed in (("noise_where", ("random", "boundary")), ("point_at", POINTS_AT)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is '{getattr(self, name)}'; allowed: {', '.join(allowed)}")
         for kind, share in self.mix.items():
             if kind not in KINDS:
                 raise ConfigError(f"mix has the kind '{kind}'{suggest(kind, KINDS)}")
