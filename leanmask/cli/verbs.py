@@ -15,7 +15,8 @@ from typer.core import TyperCommand, TyperGroup
 VERBS: dict[str, dict[str, str]] = {
     "leanmask.cli.data": {
         "digits": "Write the embedded benchmark, handwritten digits in photographs, as a COCO data set.",
-        "check": "Validate a data set and count what is labelled how. Exit code 1 when there are errors.",
+        "check": "Validate a data set and count what is labelled how. Exit code 1 when it "
+        "has errors; with --fix, the copy.",
         "split": "Make a validation split, or a partly labelled data set from a fully labelled one; what is "
         "taken away is kept.",
         "budget": "What labels cost: those that are there, those of every object under each scheme, and "
