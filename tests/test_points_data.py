@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,6 +318,8 @@ def test_pointsups_file_beside_cocos_own_must_be_chosen(tmp_path: Path) -> None:
 def test_pointsups_file_without_its_images_says_where_they_were_looked_for(tmp_path: Path) -> None:
     root = pointsup_folder(tmp_path / "coco")
     (root / "train2017").rename(root / "elsewhere")
+    assert locate(root)["train"].images == root / "elsewhere"  # it has what the file names
+    shutil.rmtree(root / "elsewhere")
     with pytest.raises(
         DataError, match=rf"no images found for .*{POINTSUP_NAME}: looked for images/ and train2017/ in"
     ):

@@ -50,7 +50,7 @@ class AnnotateOptions:
 
     def __post_init__(self) -> None:
         settle_fields(self, texts=("classes", "annotators"), paths=("review", "queue", "store"))
-        check_fields(self, points=FROM_ONE, round=FROM_ONE, overlap=SHARE, seed=FROM_ZERO, val_share=SHARE)
+        check_fields(self, points=FROM_ONE, round=FROM_ONE, overlap=SHARE, seed=FROM_ZERO)
 
 
 @dataclass(frozen=True)
