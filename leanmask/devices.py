@@ -163,7 +163,7 @@ def channels_last(precision: str, device: torch.device, depthwise: bool = False)
     for `bf16_pays`.
 
     `benchmarks/cpu_choices.py` measures it: with AVX512 a step in fp32 takes 0.77 to 0.94 of the time with channels
-    last (Mask R-CNN lite0) and 0.74 (ResNet-50). With AVX2 ResNet-50's took 1.03 of the time when this was chosen.
+    last (Mask R-CNN lite0) and 0.74 (ResNet-50).
     So it pays on CPUs, but for full convolutions in fp32 with AVX2. On GPUs it is for the tensor cores, which bf16 uses
     (NVIDIA's guide to convolutional layers); fp32 there keeps torch's usual order.
     """

@@ -187,21 +187,23 @@ def _train_one(
     """Start a training in a new folder, or go on with the one that is there. See `stages.TrainOne`."""
     state = start_processes()
     begun = (folder / CONFIG_FILE).is_file()
+    unlocked: str | None = None
     with ExitStack() as held:
         if state.is_main_process and begun:
-            held.enter_context(alone_in(folder))
+            unlocked = held.enter_context(alone_in(folder))
         state.wait_for_everyone()
         seed_everything(config.train)
         session = Session(config, folder, state)  # mistakes in data and settings show before anything is written
         _vary_processes(config.train, state.process_index)
         if state.is_main_process and not begun:
             announce()
-            held.enter_context(alone_in(folder))
+            unlocked = held.enter_context(alone_in(folder))
             session.write_folder(environment(), reasons)
         elif state.is_main_process:
             if (checkpoint_step(folder / CHECKPOINTS) or 0) < config.train.steps:
                 session.require_same_data(accept_new_data)
             session.keep_length()
+        session.folder_note = unlocked
         state.wait_for_everyone()
         try:
             return session.run(resume=begun, on_progress=on_progress)

@@ -107,6 +107,7 @@ class Session:
             self.student.weights_note += f"; the teacher starts as {config.train.teacher_weights}"
         self.metrics: dict[str, dict[str, float]] = {}
         self.data_note: str | None = None
+        self.folder_note: str | None = None  # what is unusual about the run folder
         measured = evaluation_steps(config, len(self.validation)) if self.validation and self.measurable else 0.0
         self.pace = Pace(config.train.steps, config.train.eval_every_steps, measured)
         self._pictures: EvaluationPictures | None = None
@@ -278,6 +279,7 @@ class Session:
         census = self.labelled.census()
         told = [census.to_text(), census.empty_classes(), f"weights: {self.student.weights_note}", self.method.notice]
         told += [
+            self.folder_note,
             self.data_note,
             self.unmeasured,
             self.measured.note if self.measured else None,

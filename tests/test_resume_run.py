@@ -339,3 +339,13 @@ def test_data_in_another_order_are_the_same(digits: Path, tmp_path: Path) -> Non
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "annotations": content["annotations"][::-1]}, indent=2))
     assert resume(tmp_path / "run", steps=4).steps == 4
+
+
+def test_a_file_system_without_locks_is_said(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def acquire(*_: Any, **__: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    notes: list[str] = []
+    train(digits, tmp_path / "run", settings=SHORT, on_progress=lambda step, total, note: notes.append(note))
+    assert any("has no locks: take care" in note for note in notes)

@@ -16,7 +16,7 @@ def convolve_crops(head: nn.Module, crops: Tensor) -> Tensor:
 
     On CPUs in fp32 by NNPACK, which does such a convolution by Winograd's method (Lavin and Gray 2016) with a third of
     the products: the same numbers to rounding, no less exact than the direct sum (`benchmarks/cpu_choices.py`: three
-    quarters of oneDNN's processor seconds with AVX512, less with AVX2). A few large maps are slower so, and bf16
+    quarters of oneDNN's processor seconds with AVX512). A few large maps are slower so, and bf16
     instructions are as fast without.
     """
     if not _winograd(crops):

@@ -165,10 +165,7 @@ def _predicted(path: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
             f"{path} is a list of COCO results, which names no files and classes; `leanmask predict` writes them "
             f"beside it, as {IMAGES_NAME}"
         )
-    content = found.to_coco()
-    for _ in group_images(content, path, Totals()):
-        pass
-    return content
+    return _coco(found.to_coco(), path)
 
 
 def _known_classes(data: Path, split: str) -> dict[str, int]:
